@@ -1,0 +1,232 @@
+"""The answer key: is a response right, by a rule that was written down before any model answered?
+
+A check is a dictionary with a `type`; `check_response(check, response)` applies it. The types:
+
+=============  ==========================================================================
+equals         the normalized response is one of `answers`
+contains       it holds one of `any` and all of `all`, as whole words, and none of `none`
+number         its first or last number is `value` within `tolerance`, next to one of `units`
+list           the `items` it names are exactly these, in this order if `ordered`
+pattern        the regular expression `regex` is found in it
+json           it is valid JSON and equals `value`, or is an object with `keys`
+python         it is Python code that gives the result of each of `examples`
+constraints    it keeps every limit that is given (see `keeps_constraints`)
+judged         only judgement can tell; the constraints that are given must hold
+=============  ==========================================================================
+"""
+
+import json
+import re
+import subprocess
+import sys
+import tempfile
+import unicodedata
+
+PYTHON_SECONDS = 10  # wall-clock limit for one snippet
+_QUOTES = str.maketrans({"\u2018": "'", "\u2019": "'", "\u201c": '"', "\u201d": '"', "`": "'"})
+_NUMBER = r"[-\u2212]?\d{1,3}(?:,\d{3})+(?:\.\d+)?|[-\u2212]?\d+(?:\.\d+)?|[-\u2212]?\.\d+"
+
+
+def normalize(text: str) -> str:
+    """Fold case, quotation marks, bold marks and white space; drop quotes and stops at the ends.
+
+    >>> normalize(' It is   **"Paris."** ')
+    'it is "paris'
+    """
+    text = unicodedata.normalize("NFKC", text).translate(_QUOTES).casefold()
+    return " ".join(text.replace("**", "").split()).strip(" .,:;!?\"'")
+
+
+def holds(text: str, phrase: str) -> bool:
+    """Tell whether `phrase` occurs in `text` as whole words, both normalized."""
+    return bool(re.search(_whole(phrase), normalize(text)))
+
+
+def _whole(phrase: str) -> str:
+    return rf"(?<!\w){re.escape(normalize(phrase) or phrase)}(?!\w)"
+
+
+def _equals(response: str, answers: list[str]) -> bool:
+    return normalize(response) in {normalize(answer) for answer in answers}
+
+
+def _contains(response: str, any: list = (), all: list = (), none: list = ()) -> bool:
+    one = not any or bool([phrase for phrase in any if holds(response, phrase)])
+    every = not [phrase for phrase in all if not holds(response, phrase)]
+    return one and every and not [phrase for phrase in none if holds(response, phrase)]
+
+
+def numbers(text: str, units: list[str] = ()) -> list[float]:
+    """List the numbers in `text`; with `units`, only those that one of the units touches.
+
+    >>> numbers("5,000 m are 5 km", ["km"])
+    [5.0]
+    """
+    found = []
+    names = "|".join(re.escape(unit.casefold()) for unit in sorted(units, key=len, reverse=True))
+    for match in re.finditer(_NUMBER, text):
+        after = text[match.end() :].casefold().replace("**", "")
+        before = text[: match.start()].casefold().replace("**", "")
+        beside = re.match(rf"[\s-]*(?:{names})(?!\w)", after) or re.search(
+            rf"(?<!\w)(?:{names})\s*$", before
+        )
+        if not units or beside:
+            found.append(float(match.group().replace(",", "").replace("\u2212", "-")))
+    return found
+
+
+def _number(response: str, value: float, tolerance: float = 1e-9, units: list = ()) -> bool:
+    found = numbers(response, units)
+    return any(abs(number - value) <= tolerance for number in found[:1] + found[-1:])
+
+
+def _list(response: str, items: list[str], ordered: bool = False) -> bool:
+    wanted = [normalize(item) for item in items]
+    either = "|".join(_whole(item) for item in sorted(wanted, key=len, reverse=True))
+    found = re.findall(either, normalize(response))
+    return found[-len(wanted) :] == wanted if ordered else set(found) == set(wanted)
+
+
+def _pattern(response: str, regex: str) -> bool:
+    return bool(re.search(regex, response.strip()))
+
+
+def strip_fence(response: str) -> str:
+    """Return what stands between the first pair of Markdown code fences, or all of it."""
+    fenced = re.search(r"```[\w-]*\n(.*?)(?:```|\Z)", response, re.DOTALL)
+    return (fenced.group(1) if fenced else response).strip()
+
+
+def _json(response: str, value=None, keys: list[str] = ()) -> bool:
+    try:
+        parsed = json.loads(strip_fence(response))
+    except ValueError:
+        return False
+    if value is not None:
+        return parsed == value
+    return isinstance(parsed, dict) and set(parsed) == set(keys)
+
+
+_HARNESS = """
+import json, sys
+try:
+    import resource
+    resource.setrlimit(resource.RLIMIT_CPU, (5, 5))
+    resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+except ImportError:  # Windows has no such limits; the time limit of the parent still holds
+    pass
+code, examples = json.loads(sys.stdin.read())
+space = {}
+exec(code, space)
+for expression, expected in examples:
+    got = eval(expression, space)
+    if json.loads(json.dumps(got)) != expected:
+        sys.exit(f"{expression} gave {got!r}, expected {expected!r}")
+print("all examples passed")
+"""
+
+
+def _python(response: str, examples: list) -> bool:
+    """Run the code and its `[expression, result]` pairs in a process of its own, with limits."""
+    work = json.dumps([strip_fence(response), examples])
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            done = subprocess.run(
+                [sys.executable, "-I", "-c", _HARNESS],
+                input=work,
+                capture_output=True,
+                text=True,
+                timeout=PYTHON_SECONDS,
+                cwd=folder,
+            )
+        except subprocess.TimeoutExpired:
+            return False
+    return done.returncode == 0 and done.stdout.endswith("all examples passed\n")
+
+
+def list_items(response: str) -> list[str]:
+    """Split a response into its items: one a line if it has lines, else at commas and 'and'."""
+    text = response.strip().rstrip(".")
+    lines = [line for line in text.splitlines() if line.strip()]
+    if len(lines) == 1:
+        lines = re.split(r"\s*[,;]\s*(?:and\s+|or\s+)?|\s+and\s+", text.split(":")[-1])
+    return [re.sub(r"^\s*(?:[-*\u2022]|\d+[.)])\s+", "", line).strip() for line in lines]
+
+
+def keeps_constraints(
+    response: str,
+    items: int | None = None,
+    words: int | None = None,
+    max_words: int | None = None,
+    min_words: int | None = None,
+    sentences: int | None = None,
+    lines: int | None = None,
+    case: str | None = None,
+    must: list[str] = (),
+    must_not: list[str] = (),
+    starts_with: str | None = None,
+    ends_with: str | None = None,
+) -> bool:
+    """Tell whether a response keeps every constraint that is given.
+
+    Args:
+        response: the text of the response.
+        items: how many items, by `list_items`.
+        words, max_words, min_words: how many words, split at white space.
+        sentences: how many sentences, counted by their final stops.
+        lines: how many lines that are not empty.
+        case: "upper" or "lower", of every letter.
+        must, must_not: phrases to hold, and not to hold, as whole words.
+        starts_with, ends_with: how the response begins and ends, whatever its case.
+    """
+    text = response.strip()
+    count = len(text.split())
+    stops = len(re.findall(r"[.!?]+[\"')\u201d\u2019]*(?=\s|$)", text))
+    ends = (text.rstrip("\"'").casefold(), text.rstrip(" .!?\"'").casefold())
+    rules = [
+        items is None or len(list_items(text)) == items,
+        words is None or count == words,
+        max_words is None or count <= max_words,
+        min_words is None or count >= min_words,
+        sentences is None or stops == sentences,
+        lines is None or len([line for line in text.splitlines() if line.strip()]) == lines,
+        case is None or text == (text.upper() if case == "upper" else text.lower()),
+        all(holds(text, phrase) for phrase in must),
+        not any(holds(text, phrase) for phrase in must_not),
+        starts_with is None or text.casefold().startswith(starts_with.casefold()),
+        ends_with is None or any(end.endswith(ends_with.casefold()) for end in ends),
+    ]
+    return bool(text) and all(rules)
+
+
+CHECKS = {
+    "equals": _equals,
+    "contains": _contains,
+    "number": _number,
+    "list": _list,
+    "pattern": _pattern,
+    "json": _json,
+    "python": _python,
+    "constraints": keeps_constraints,
+    "judged": keeps_constraints,
+}
+
+
+def check_response(check: dict, response: str) -> bool:
+    """Tell whether `response` passes `check`, a dictionary with a `type` and its settings.
+
+    Raises:
+        ValueError: if the type is unknown or a setting does not belong to it.
+
+    >>> check_response({"type": "number", "value": 12, "units": ["km"]}, "That is 12 km.")
+    True
+    """
+    settings = dict(check)
+    kind = settings.pop("type", None)
+    if kind not in CHECKS:
+        raise ValueError(f"unknown check type {kind!r}; known types: {', '.join(CHECKS)}")
+    try:
+        return CHECKS[kind](response, **settings)
+    except TypeError as error:
+        raise ValueError(f"check {check} has a wrong setting: {error}") from error

@@ -1,0 +1,89 @@
+"""LoRA: train a low-rank update of each linear layer while its own weights stay fixed.
+
+Source: Hu et al., 2021, https://arxiv.org/abs/2106.09685, section 4.1.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .model import CausalLM
+
+# The learning rates that were best on the validation data, see tests/benchmarks/README.md.
+LEARNING_RATE = {"full": 1e-4, "lora": 1e-3}
+TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+class LoRALinear(nn.Linear):
+    """A linear layer `y = x W^T + (alpha / r) x A^T B^T` in which only A and B are trained.
+
+    Args:
+        linear: the layer to adapt; its weight is shared, not copied.
+        rank: r, the rank of the update.
+        alpha: the update is scaled by `alpha / rank`.
+
+    B starts at zero, so that the layer's output is unchanged at first.
+    """
+
+    def __init__(self, linear: nn.Linear, rank: int, alpha: float) -> None:
+        super().__init__(linear.in_features, linear.out_features, bias=False, device="meta")
+        self.weight = linear.weight
+        self.weight.requires_grad_(False)
+        self.scaling = alpha / rank
+        like = {"device": linear.weight.device, "dtype": torch.float32}
+        self.lora_A = nn.Parameter(torch.empty(rank, linear.in_features, **like))
+        self.lora_B = nn.Parameter(torch.zeros(linear.out_features, rank, **like))
+        nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))  # as nn.Linear and PEFT start theirs
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (..., in_features) to (..., out_features)."""
+        update = F.linear(F.linear(x, self.lora_A), self.lora_B)
+        return F.linear(x, self.weight) + self.scaling * update
+
+    def merged(self) -> nn.Linear:
+        """Return a plain linear layer with the update added to its weight."""
+        linear = nn.Linear(self.in_features, self.out_features, bias=False, device="meta")
+        update = self.scaling * self.lora_B @ self.lora_A
+        linear.weight = nn.Parameter((self.weight + update).detach())
+        return linear
+
+
+def _replace(model: CausalLM, kind: type[nn.Module], make) -> int:
+    """Put `make(layer)` in the place of every target layer of type `kind`; return how many."""
+    count = 0
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if name in TARGETS and type(child) is kind:
+                setattr(parent, name, make(child))
+                count += 1
+    return count
+
+
+def add_lora(model: CausalLM, rank: int = 16, alpha: float = 32.0, seed: int = 0) -> None:
+    """Freeze `model` and put LoRA around the linear layers of attention and feed-forward, in place.
+
+    Raises:
+        ValueError: if the rank is not positive, or the model has LoRA layers already.
+    """
+    if rank < 1:
+        raise ValueError(f"LoRA needs a rank of at least 1, not {rank}")
+    model.requires_grad_(False)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        if not _replace(model, nn.Linear, lambda linear: LoRALinear(linear, rank, alpha)):
+            raise ValueError("the model has no plain linear layers left to adapt; merge LoRA first")
+
+
+def merge_lora(model: CausalLM) -> None:
+    """Add every update to its weight and put plain linear layers back, in place."""
+    _replace(model, LoRALinear, LoRALinear.merged)
+    model.requires_grad_(True)
+
+
+def count_parameters(model: nn.Module) -> tuple[int, int]:
+    """Return the numbers of trainable and of all parameters; tied weights count once."""
+    parameters = list(model.parameters())
+    trainable = sum(p.numel() for p in parameters if p.requires_grad)
+    return trainable, sum(p.numel() for p in parameters)

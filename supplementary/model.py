@@ -1,0 +1,262 @@
+"""The language model: a decoder of the Llama architecture, in readable parts.
+
+Shapes in comments: B rows in a batch, T tokens in a row, S tokens seen (cache included), C hidden
+size, H attention heads, D size of a head, V vocabulary. Parameters have the names of Hugging Face's
+implementation, so its safetensors files load without a mapping.
+
+Source: Touvron et al., 2023, https://arxiv.org/abs/2302.13971 (architecture); Ainslie et al., 2023,
+https://arxiv.org/abs/2305.13245 (grouped-query attention).
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The sizes of a model, under the names of Hugging Face's `config.json`."""
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    max_position_embeddings: int  # tokens
+    rope_theta: float = 10000.0
+    rms_norm_eps: float = 1e-5
+    tie_word_embeddings: bool = True
+
+
+class KVCache:
+    """The keys and values of the tokens seen so far, for every layer.
+
+    Args:
+        config: the model's configuration.
+        rows: number of rows B.
+        capacity: most tokens a row can hold.
+        like: a tensor whose device and dtype are taken.
+    """
+
+    def __init__(self, config: ModelConfig, rows: int, capacity: int, like: Tensor) -> None:
+        shape = (rows, config.num_key_value_heads, capacity, config.head_dim)
+        layers = range(config.num_hidden_layers)
+        self.keys = [like.new_empty(shape) for _ in layers]  # (B, H_kv, capacity, D) each
+        self.values = [like.new_empty(shape) for _ in layers]
+        self.length = 0  # tokens held
+
+    def update(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Append `k` and `v` (B, H_kv, T, D) of one layer; return all of that layer so far."""
+        end = self.length + k.shape[2]
+        self.keys[layer][:, :, self.length : end] = k
+        self.values[layer][:, :, self.length : end] = v
+        return self.keys[layer][:, :, :end], self.values[layer][:, :, :end]
+
+    def select(self, rows: Tensor) -> None:
+        """Keep only the rows whose indices are given, in that order; an index may repeat."""
+        self.keys = [keys[rows] for keys in self.keys]
+        self.values = [values[rows] for values in self.values]
+
+
+class RMSNorm(nn.Module):
+    """Divide by the root mean square, then scale.
+
+    Source: Zhang and Sennrich, 2019, https://arxiv.org/abs/1910.07467, eq. 4.
+    """
+
+    def __init__(self, size: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalize the last dimension; computed in float32, returned in the dtype of `x`."""
+        mean_square = x.float().pow(2).mean(-1, keepdim=True)
+        return self.weight * (x.float() * torch.rsqrt(mean_square + self.eps)).to(x.dtype)
+
+
+def rotary_angles(position_ids: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
+    """Return the cosines and sines that encode positions.
+
+    Args:
+        position_ids: (B, T) integer positions.
+        head_dim: D, even.
+        theta: base of the wavelengths, in positions.
+
+    Returns:
+        Two float32 tensors (B, 1, T, D).
+
+    Source: Su et al., 2021, https://arxiv.org/abs/2104.09864, eq. 15.
+    """
+    pairs = torch.arange(0, head_dim, 2, device=position_ids.device).float() / head_dim
+    angles = position_ids[..., None].float() * theta**-pairs  # (B, T, D/2)
+    angles = torch.cat([angles, angles], dim=-1)[:, None]  # (B, 1, T, D)
+    return angles.cos(), angles.sin()
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn each pair of dimensions (i, i + D/2) of `x` (B, H, T, D) by the position's angle."""
+    first, second = x.chunk(2, dim=-1)
+    turned = torch.cat([-second, first], dim=-1)
+    return (x * cos + turned * sin).to(x.dtype)
+
+
+class Attention(nn.Module):
+    """Causal self-attention in which several query heads share one key and value head."""
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        self.layer, self.head_dim = layer, config.head_dim
+        queries = config.num_attention_heads * config.head_dim
+        keys = config.num_key_value_heads * config.head_dim
+        self.q_proj = nn.Linear(config.hidden_size, queries, bias=False)
+        self.k_proj = nn.Linear(config.hidden_size, keys, bias=False)
+        self.v_proj = nn.Linear(config.hidden_size, keys, bias=False)
+        self.o_proj = nn.Linear(queries, config.hidden_size, bias=False)
+
+    def _heads(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # (B, H, T, D)
+
+    def forward(
+        self,
+        x: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        mask: Tensor | None = None,
+        cache: KVCache | None = None,
+    ) -> Tensor:
+        """Attend from each of T tokens to those that `mask` allows.
+
+        Args:
+            x: (B, T, C).
+            cos, sin: (B, 1, T, D), from `rotary_angles`.
+            mask: boolean, broadcasts to (B, H, T, S); True where a query may look at a key. None
+                means causal.
+            cache: keys and values of earlier tokens.
+
+        Returns:
+            (B, T, C)
+        """
+        q = rotate(self._heads(self.q_proj(x)), cos, sin)
+        k = rotate(self._heads(self.k_proj(x)), cos, sin)
+        v = self._heads(self.v_proj(x))
+        if cache is not None:
+            k, v = cache.update(self.layer, k, v)
+        causal = mask is None and q.shape[2] > 1
+        out = F.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=True
+        )
+        return self.o_proj(out.transpose(1, 2).flatten(2))
+
+
+class MLP(nn.Module):
+    """The SwiGLU feed-forward layer. Source: Shazeer, 2020, https://arxiv.org/abs/2002.05202."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, T, C) to (B, T, C)."""
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class Block(nn.Module):
+    """One layer: attention, then the feed-forward layer, each with a residual connection."""
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.self_attn = Attention(config, layer)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.mlp = MLP(config)
+
+    def forward(self, x: Tensor, *context) -> Tensor:
+        """Map (B, T, C) to (B, T, C); `context` is what `Attention` takes after `x`."""
+        x = x + self.self_attn(self.input_layernorm(x), *context)
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
+class Decoder(nn.Module):
+    """Embedding, layers and the last normalization."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(Block(config, i) for i in range(config.num_hidden_layers))
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+
+class CausalLM(nn.Module):
+    """A decoder with an output layer that scores every token of the vocabulary.
+
+    Args:
+        config: the sizes.
+
+    New weights are random (normal, standard deviation 0.02).
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.model = Decoder(config)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.apply(self._initialize)
+        self.tie_weights()
+
+    @staticmethod
+    def _initialize(module: nn.Module) -> None:
+        if isinstance(module, nn.Linear | nn.Embedding):
+            nn.init.normal_(module.weight, std=0.02)
+
+    def tie_weights(self) -> None:
+        """Let the output layer share the embedding's weights, if the configuration says so."""
+        if self.config.tie_word_embeddings:
+            self.lm_head.weight = self.model.embed_tokens.weight
+
+    @property
+    def device(self) -> torch.device:
+        """The device that the weights are on."""
+        return self.lm_head.weight.device
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        position_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        keep: Tensor | None = None,
+        cache: KVCache | None = None,
+    ) -> Tensor:
+        """Score the next token after each position.
+
+        Args:
+            input_ids: (B, T) token ids.
+            position_ids: (B, T) or (1, T) positions; counted from the cache's length if None.
+            attention_mask: boolean (B, T, S) or (1, T, S), True where a token may look at another;
+                causal if None. Needed if the cache holds tokens and T > 1.
+            keep: boolean (B, T); only these positions get logits.
+            cache: keys and values of earlier tokens; the new ones are added.
+
+        Returns:
+            Logits (B, T, V), or (N, V) for the N positions of `keep`, row by row.
+        """
+        past = 0 if cache is None else cache.length
+        T = input_ids.shape[1]
+        if past and T > 1 and attention_mask is None:
+            raise ValueError("several tokens after a filled cache need an attention_mask")
+        if position_ids is None:
+            position_ids = torch.arange(past, past + T, device=input_ids.device)[None]
+        mask = None if attention_mask is None else attention_mask[:, None]  # (B, 1, T, S)
+        cos, sin = rotary_angles(position_ids, self.config.head_dim, self.config.rope_theta)
+        x = self.model.embed_tokens(input_ids)  # (B, T, C)
+        for block in self.model.layers:
+            x = block(x, cos, sin, mask, cache)
+        if cache is not None:
+            cache.length += T
+        return self.lm_head(self.model.norm(x if keep is None else x[keep]))

@@ -1,0 +1,89 @@
+"""Checkpoints of a run: everything that is needed to go on as if nothing had happened."""
+
+import shutil
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from .files import read_json, whole_folder, write_json
+
+_MOMENTS = ("exp_avg", "exp_avg_sq", "step")
+
+
+def _trainable(model: nn.Module) -> dict[str, nn.Parameter]:
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
+def write_checkpoint(
+    run_folder: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict
+) -> Path:
+    """Write the trainable weights, the optimizer's moments and `state`; then drop older ones.
+
+    Args:
+        run_folder: the folder of the run; the checkpoint is `checkpoint-STEP` in it.
+        step: steps done.
+        model: the model.
+        optimizer: an AdamW optimizer over the model's trainable parameters.
+        state: anything JSON can hold.
+
+    Returns:
+        The checkpoint's folder.
+    """
+    folder = Path(run_folder) / f"checkpoint-{step:06d}"
+    parameters = _trainable(model)
+    moments = {
+        f"{name}.{moment}": optimizer.state[p][moment].contiguous()
+        for name, p in parameters.items()
+        for moment in _MOMENTS
+    }
+    with whole_folder(folder) as beside:
+        save_file(
+            {n: p.detach().contiguous() for n, p in parameters.items()},
+            beside / "weights.safetensors",
+        )
+        save_file(moments, beside / "optimizer.safetensors")
+        write_json(beside / "state.json", state)
+    for older in _checkpoints(run_folder)[:-1]:
+        shutil.rmtree(older)
+    return folder
+
+
+def _checkpoints(run_folder: Path) -> list[Path]:
+    return sorted(Path(run_folder).glob("checkpoint-*"))
+
+
+def latest_checkpoint(run_folder: Path) -> Path | None:
+    """Return the newest checkpoint of a run, or None if it has none."""
+    return max(_checkpoints(run_folder), default=None)
+
+
+def read_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict:
+    """Put a checkpoint's weights and moments into `model` and `optimizer`.
+
+    Returns:
+        The `state` that was written with it.
+
+    Raises:
+        ValueError: if it does not belong to this model's trainable parameters.
+    """
+    weights = load_file(folder / "weights.safetensors")
+    moments = load_file(folder / "optimizer.safetensors")
+    parameters = _trainable(model)
+    if weights.keys() != parameters.keys():
+        raise ValueError(f"{folder} was written for another model or method; train anew")
+    with torch.no_grad():
+        for name, p in parameters.items():
+            p.copy_(weights[name])
+            optimizer.state[p] = {
+                moment: moments[f"{name}.{moment}"].to(
+                    "cpu" if moment == "step" and not _fused(optimizer) else p.device
+                )
+                for moment in _MOMENTS
+            }
+    return read_json(folder / "state.json")
+
+
+def _fused(optimizer: torch.optim.Optimizer) -> bool:
+    return bool(optimizer.param_groups[0].get("fused"))

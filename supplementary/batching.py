@@ -45,7 +45,9 @@ def collate_padded(examples: list[Example], pad_token_id: int, mask_prompt: bool
 
 def shared_prefix_length(examples: list[Example]) -> int:
     """Return how many tokens all prompts begin with, leaving each at least one of its own."""
-    first, *others = [example.input_ids[: example.prompt_length - 1] for example in examples]
+    first, *others = [
+        example.input_ids[: max(0, example.prompt_length - 1)] for example in examples
+    ]
     length = len(first)
     for other in others:
         length = min(length, len(other))

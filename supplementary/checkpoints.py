@@ -6,6 +6,7 @@ Only GGUF and safetensors files are read, never pickles, which can run code.
 import re
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -51,20 +52,26 @@ def load_pretrained(
         OSError: if the files cannot be fetched.
     """
     if source is None:
-        parts = read_gguf(fetch_default_model())
+        read, path = read_gguf, fetch_default_model()
     elif Path(source).is_dir():
-        parts = read_folder(Path(source))
+        read, path = read_folder, Path(source)
     elif Path(source).is_file():
-        parts = read_gguf(Path(source))
+        read, path = read_gguf, Path(source)
     elif re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)):
-        parts = read_folder(fetch_repository(str(source)))
+        read, path = read_folder, fetch_repository(str(source))
     else:
         raise ValueError(
             f"unknown model {str(source)!r}: neither a folder, nor a GGUF file, nor a name such as "
             "'HuggingFaceTB/SmolLM2-135M'; leave it out for the workshop's model"
         )
-    config, weights, tokenizer = parts
-    return build_model(config, weights).to(device or "cpu"), tokenizer
+    try:
+        config, weights, tokenizer = read(path)
+    except KeyError as error:
+        raise ValueError(f"{path} does not say its {error}, which every model has") from error
+    try:
+        return build_model(config, weights).to(device or "cpu"), tokenizer
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
 def build_model(config: ModelConfig, weights: dict[str, Tensor]) -> CausalLM:
@@ -105,6 +112,9 @@ def read_gguf(path: Path) -> tuple[ModelConfig, dict[str, Tensor], Tokenizer]:
             f"{path} holds a {architecture!r} model with a {fields.get('tokenizer.ggml.model')!r} "
             "tokenizer; supported is 'llama' with a byte-level tokenizer ('gpt2')"
         )
+    scaling = fields.get("llama.rope.scaling.type", "none")
+    if scaling != "none":
+        raise ValueError(f"{path}: llama.rope.scaling.type is {scaling!r}; it is not supported")
     heads, size = fields["llama.attention.head_count"], fields["llama.embedding_length"]
     names = {tensor.name for tensor in reader.tensors}
     config = ModelConfig(
@@ -122,9 +132,14 @@ def read_gguf(path: Path) -> tuple[ModelConfig, dict[str, Tensor], Tokenizer]:
     )
     weights = {}
     for tensor in reader.tensors:
-        values = torch.tensor(dequantize(tensor.data, tensor.tensor_type))
         layer = re.match(r"blk\.(\d+)\.", tensor.name)
-        name = _GGUF_NAMES[tensor.name.removeprefix(layer[0] if layer else "")[: -len(".weight")]]
+        part, _, kind = tensor.name.removeprefix(layer[0] if layer else "").rpartition(".")
+        if part not in _GGUF_NAMES or kind != "weight":
+            raise ValueError(f"{path} holds a tensor {tensor.name!r}, which this model has not")
+        name = _GGUF_NAMES[part]
+        dequantized = dequantize(tensor.data, tensor.tensor_type)
+        # Only what still lies in the file, which is read-only, is copied.
+        values = torch.from_numpy(np.require(dequantized, requirements="W"))
         if name.endswith(("q_proj", "k_proj")):
             values = _undo_rotary_order(values, config.head_dim)
         prefix = f"model.layers.{layer[1]}." if layer else ""

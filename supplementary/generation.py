@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from .data import encode_prompt
 from .hardware import autocast, pick_precision
@@ -101,21 +102,25 @@ def generate_steps(
     A row ends with the end-of-text token, which is not yielded, after `max_new_tokens`, or where
     the model's context is full; it then leaves the batch.
     """
-    longest = max(len(prompt) for prompt in prompts)
-    limit = min(max_new_tokens, model.config.max_position_embeddings - longest)
-    if limit < 1:
-        raise ValueError(f"a prompt of {longest} tokens leaves no room in the model's context")
+    context, longest = model.config.max_position_embeddings, max(map(len, prompts))
+    if longest >= context:
+        raise ValueError(
+            f"a prompt of {longest} tokens leaves no room in the model's context of {context}"
+        )
+    room = [min(max_new_tokens, context - len(prompt)) for prompt in prompts]
+    limit = max(room)
     precision = pick_precision(model.device)
     with torch.inference_mode(), autocast(model.device, precision):
         logits, cache, real = _read_prompts(model, prompts, longest + limit)
     rows = list(range(len(prompts)))
+    room = torch.tensor(room, device=model.device)
     for step in range(limit):
         with torch.inference_mode(), autocast(model.device, precision):
             tokens = sample(logits, temperature, top_p, generator)
-            live = (tokens != eos_token_id).nonzero()[:, 0]
+            live = ((tokens != eos_token_id) & (step < room)).nonzero()[:, 0]
             if len(live) < len(rows):
                 rows = [rows[i] for i in live.tolist()]
-                tokens, real = tokens[live], real[live]
+                tokens, real, room = tokens[live], real[live], room[live]
                 cache.select(live)
         if not rows:
             return
@@ -138,6 +143,7 @@ def generate(
     top_p: float = 1.0,
     generator: torch.Generator | None = None,
     batch_size: int = 28,
+    progress: bool = False,
 ) -> list[list[int]]:
     """Generate a continuation of each prompt.
 
@@ -148,6 +154,7 @@ def generate(
         eos_token_id: the token that ends a response; it is not part of the result.
         temperature, top_p, generator: see `sample`.
         batch_size: prompts computed at once, those of similar length together.
+        progress: whether to show a bar.
 
     Returns:
         The new token ids for each prompt, in the order of `prompts`.
@@ -159,6 +166,7 @@ def generate(
         raise ValueError("a prompt is empty; give at least one token")
     responses = [[] for _ in prompts]
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    bar = tqdm(total=len(order), desc="responses", disable=not progress)
     for start in range(0, len(order), batch_size):
         indices = order[start : start + batch_size]
         steps = generate_steps(
@@ -173,6 +181,8 @@ def generate(
         for step in steps:
             for row, token in step:
                 responses[indices[row]].append(token)
+        bar.update(len(indices))
+    bar.close()
     return responses
 
 
@@ -182,12 +192,22 @@ def respond(
     entries: list[Entry],
     style: str = "alpaca",
     max_new_tokens: int = 64,
+    progress: bool = False,
 ) -> list[str]:
     """Let the model answer the entries' instructions, greedily.
+
+    Args:
+        model: the model.
+        tokenizer: its tokenizer.
+        entries: only their instructions and inputs are read.
+        style: the prompt format.
+        max_new_tokens: most tokens of a response.
+        progress: whether to show a bar.
 
     Returns:
         The text of each response, without white space around it.
     """
     prompts = [encode_prompt(entry, tokenizer, style) for entry in entries]
-    responses = generate(model, prompts, max_new_tokens, tokenizer.eos_token_id)
+    eos = tokenizer.eos_token_id
+    responses = generate(model, prompts, max_new_tokens, eos, progress=progress)
     return [tokenizer.decode(tokens).strip() for tokens in responses]

@@ -69,11 +69,12 @@ def add_lora(model: CausalLM, rank: int = 16, alpha: float = 32.0, seed: int = 0
     """
     if rank < 1:
         raise ValueError(f"LoRA needs a rank of at least 1, not {rank}")
+    if any(isinstance(module, LoRALinear) for module in model.modules()):
+        raise ValueError("the model has LoRA layers already; merge LoRA first")
     model.requires_grad_(False)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        if not _replace(model, nn.Linear, lambda linear: LoRALinear(linear, rank, alpha)):
-            raise ValueError("the model has no plain linear layers left to adapt; merge LoRA first")
+        _replace(model, nn.Linear, lambda linear: LoRALinear(linear, rank, alpha))
 
 
 def merge_lora(model: CausalLM) -> None:

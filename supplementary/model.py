@@ -51,7 +51,9 @@ class KVCache:
 
     def update(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Append `k` and `v` (B, H_kv, T, D) of one layer; return all of that layer so far."""
-        end = self.length + k.shape[2]
+        end, capacity = self.length + k.shape[2], self.keys[layer].shape[2]
+        if end > capacity:  # an assignment to an empty slice would be silent
+            raise ValueError(f"{end} tokens exceed the cache's capacity of {capacity}")
         self.keys[layer][:, :, self.length : end] = k
         self.values[layer][:, :, self.length : end] = v
         return self.keys[layer][:, :, :end], self.values[layer][:, :, :end]

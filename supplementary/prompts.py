@@ -42,7 +42,8 @@ def format_input(entry: Entry) -> str:
     return instruction_text + input_text
 
 
-def _question(entry: Entry) -> str:
+def user_text(entry: Entry) -> str:
+    """Join instruction and input, as formats without headings write them."""
     return entry["instruction"] + (f"\n{entry['input']}" if entry["input"] else "")
 
 
@@ -56,7 +57,7 @@ def phi3_prompt(entry: Entry) -> list[str]:
 
     Source: https://huggingface.co/microsoft/Phi-3-mini-4k-instruct (chat format).
     """
-    question = "\n" + _question(entry)
+    question = "\n" + user_text(entry)
     return [Control("<|user|>"), question, Control("<|end|>"), "\n", Control("<|assistant|>"), "\n"]
 
 
@@ -66,7 +67,7 @@ def chatml_prompt(entry: Entry) -> list[str]:
     Source: https://github.com/openai/openai-python/blob/v0.27.6/chatml.md
     """
     start, end = Control("<|im_start|>"), Control("<|im_end|>")
-    return [start, f"user\n{_question(entry)}", end, "\n", start, "assistant\n"]
+    return [start, f"user\n{user_text(entry)}", end, "\n", start, "assistant\n"]
 
 
 PROMPT_STYLES: dict[str, Callable[[Entry], list[str]]] = {

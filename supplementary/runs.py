@@ -19,7 +19,7 @@ def _trainable(model: nn.Module) -> dict[str, nn.Parameter]:
 def write_checkpoint(
     run_folder: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict
 ) -> Path:
-    """Write the trainable weights, the optimizer's moments and `state`; then drop older ones.
+    """Write the trainable weights, the optimizer's moments and `state`; then drop the others.
 
     Args:
         run_folder: the folder of the run; the checkpoint is `checkpoint-STEP` in it.
@@ -45,8 +45,9 @@ def write_checkpoint(
         )
         save_file(moments, beside / "optimizer.safetensors")
         write_json(beside / "state.json", state)
-    for older in _checkpoints(run_folder)[:-1]:
-        shutil.rmtree(older)
+    for other in _checkpoints(run_folder):
+        if other != folder:
+            shutil.rmtree(other)
     return folder
 
 
@@ -59,31 +60,29 @@ def latest_checkpoint(run_folder: Path) -> Path | None:
     return max(_checkpoints(run_folder), default=None)
 
 
-def read_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict:
+def read_state(folder: Path) -> dict:
+    """Return the `state` that was written with a checkpoint."""
+    return read_json(folder / "state.json")
+
+
+def read_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     """Put a checkpoint's weights and moments into `model` and `optimizer`.
 
-    Returns:
-        The `state` that was written with it.
-
     Raises:
-        ValueError: if it does not belong to this model's trainable parameters.
+        ValueError: if it does not belong to this model's trainable parameters; nothing is changed.
     """
     weights = load_file(folder / "weights.safetensors")
     moments = load_file(folder / "optimizer.safetensors")
     parameters = _trainable(model)
-    if weights.keys() != parameters.keys():
+    if {n: w.shape for n, w in weights.items()} != {n: p.shape for n, p in parameters.items()}:
         raise ValueError(f"{folder} was written for another model or method; train anew")
     with torch.no_grad():
         for name, p in parameters.items():
             p.copy_(weights[name])
+            # A fused optimizer counts its steps where the parameter is, others on the CPU.
+            places = dict.fromkeys(_MOMENTS, p.device)
+            if not optimizer.defaults["fused"]:
+                places["step"] = torch.device("cpu")
             optimizer.state[p] = {
-                moment: moments[f"{name}.{moment}"].to(
-                    "cpu" if moment == "step" and not _fused(optimizer) else p.device
-                )
-                for moment in _MOMENTS
+                moment: moments[f"{name}.{moment}"].to(place) for moment, place in places.items()
             }
-    return read_json(folder / "state.json")
-
-
-def _fused(optimizer: torch.optim.Optimizer) -> bool:
-    return bool(optimizer.param_groups[0].get("fused"))

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 
+import regex
 import tiktoken
 
 # The splitting pattern of GPT-2, which the byte-level pre-tokenizer of `tokenizers` applies.
@@ -36,22 +37,32 @@ def _byte_symbols() -> dict[str, int]:
     return {chr(b): b for b in plain} | {chr(256 + i): b for i, b in enumerate(rest)}
 
 
-def _pattern(pre_tokenizer: dict) -> str:
+def _pattern(pre_tokenizer: dict | None) -> str:
+    if pre_tokenizer is None:
+        raise ValueError("a tokenizer without a pre-tokenizer is not supported")
     steps = pre_tokenizer.get("pretokenizers", [pre_tokenizer])
     kinds = [step["type"] for step in steps]
-    last = steps[-1]
-    if kinds[-1] == "ByteLevel" and not last["add_prefix_space"]:
+    if kinds[-1:] == ["ByteLevel"]:
+        first, last = steps[0], steps[-1]
+        if last["add_prefix_space"]:
+            raise ValueError("a tokenizer that adds a prefix space to its text is not supported")
         splits_words = last.get("use_regex", True)
         if kinds == ["ByteLevel"] and splits_words:
             return _GPT2
-        if kinds == ["Digits", "ByteLevel"] and steps[0]["individual_digits"] and splits_words:
+        if kinds == ["Digits", "ByteLevel"] and first["individual_digits"] and splits_words:
             return _DIGITS_THEN_GPT2
-        if kinds == ["Split", "ByteLevel"] and not splits_words and not steps[0]["invert"]:
-            return steps[0]["pattern"]["Regex"]
+        if kinds == ["Split", "ByteLevel"] and not splits_words and _isolates(first):
+            found = first["pattern"]["Regex"]
+            return rf"{found}|(?:(?!{found})[\s\S])+"  # what it does not find are pieces too
     raise ValueError(
         f"this tokenizer splits text with {' + '.join(kinds)}, which is not supported; "
         "supported are byte-level tokenizers such as those of SmolLM2, GPT-2 and Llama 3"
     )
+
+
+def _isolates(split: dict) -> bool:
+    regular = "Regex" in split["pattern"]
+    return regular and split["behavior"] == "Isolated" and not split["invert"]
 
 
 @dataclass(frozen=True)
@@ -78,8 +89,7 @@ class Tokenizer:
     def encoding(self) -> tiktoken.Encoding:
         """The `tiktoken.Encoding` that does the work."""
         model = self.description["model"]
-        if model["type"] != "BPE" or model.get("byte_fallback") or self.description["normalizer"]:
-            raise ValueError("only byte-level BPE tokenizers without a normalizer are supported")
+        self._check_kind()
         special = {t["content"]: t["id"] for t in self.description["added_tokens"]}
         symbols = _byte_symbols()
         ranks = {
@@ -97,6 +107,24 @@ class Tokenizer:
             mergeable_ranks=ranks,
             special_tokens=special,
         )
+
+    def _check_kind(self) -> None:
+        model = self.description["model"]
+        vocab = set(model["vocab"]) - {t["content"] for t in self.description["added_tokens"]}
+        wanted = {
+            "model type": (model.get("type", "BPE"), "BPE"),
+            "normalizer": (self.description["normalizer"], None),
+            "byte_fallback": (model.get("byte_fallback") or False, False),
+            "end_of_word_suffix": (model.get("end_of_word_suffix") or None, None),
+            "continuing_subword_prefix": (model.get("continuing_subword_prefix") or None, None),
+            "symbols that are no bytes": (sorted(set("".join(vocab)) - _byte_symbols().keys()), []),
+        }
+        for name, (got, supported) in wanted.items():
+            if got != supported:
+                raise ValueError(
+                    f"this tokenizer has the {name} {got!r}, supported is {supported!r}: only "
+                    "byte-level BPE tokenizers, such as those of SmolLM2, GPT-2 and Llama 3"
+                )
 
     @staticmethod
     def _check_merge_order(model: dict) -> None:
@@ -118,7 +146,14 @@ class Tokenizer:
         The few bytes for which a vocabulary has no token (control characters, unassigned planes of
         Unicode) are dropped, as `tokenizers` does.
         """
-        return [i for i in self.encoding.encode_ordinary(text) if i < self.vocab_size]
+        ids = self.encoding.encode_ordinary(text)
+        missing = bytes(i - self.vocab_size for i in set(ids) if i >= self.vocab_size)
+        if not missing:
+            return ids
+        # The bytes around a dropped one may merge, so it has to go before the merges.
+        pieces = regex.finditer(self.encoding._pat_str, text)
+        kept = [piece.group().encode().translate(None, missing) for piece in pieces]
+        return [i for piece in kept if piece for i in self.encoding._encode_single_piece(piece)]
 
     def decode(self, ids: list[int]) -> str:
         """Decode token ids; bytes that are no whole character become U+FFFD."""

@@ -1,5 +1,6 @@
 """Training: the loss, the schedule, and a loop that can be interrupted and resumed."""
 
+import hashlib
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -16,7 +17,7 @@ from .batching import Batch, collate_packed, make_loader, shared_prefix_length, 
 from .data import IGNORE_INDEX, Example
 from .hardware import autocast, keep_freed_memory, pick_precision
 from .model import CausalLM
-from .runs import latest_checkpoint, read_checkpoint, write_checkpoint
+from .runs import latest_checkpoint, read_checkpoint, read_state, write_checkpoint
 
 
 @dataclass(frozen=True)
@@ -143,6 +144,12 @@ def make_optimizer(model: CausalLM, settings: TrainSettings) -> torch.optim.Adam
     return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=(0.9, 0.95), fused=fused)
 
 
+def fingerprint(examples: list[Example]) -> str:
+    """Return a SHA-256 that changes with any token of any example, or with their order."""
+    rows = [(example.prompt_length, example.input_ids) for example in examples]
+    return hashlib.sha256(repr(rows).encode()).hexdigest()
+
+
 @dataclass
 class History:
     """What a run measured.
@@ -250,12 +257,13 @@ def train(
     scaler = torch.amp.GradScaler(device.type, enabled=half)
     history, done = History(), 0
     if resume and run_folder and (folder := latest_checkpoint(run_folder)):
-        state = read_checkpoint(folder, model, optimizer)
-        if state["settings"] != asdict(settings) or state["examples"] != len(examples):
+        state = read_state(folder)
+        if state["settings"] != asdict(settings) or state["data"] != fingerprint(examples):
             raise ValueError(
                 f"{folder} belongs to a run with other settings or data; give the same ones to "
                 "resume it, or another folder to start anew"
             )
+        read_checkpoint(folder, model, optimizer)
         scaler.load_state_dict(state["scaler"])
         history, done = History(**state["history"]), state["step"]
     elif validation:
@@ -294,7 +302,8 @@ def train(
             model.train()
             history.evaluations.append({"step": step + 1, "epoch": epoch, "loss": loss})
         if run_folder and (step + 1 == end or (step + 1) % settings.checkpoint_every == 0):
-            state = {"step": step + 1, "settings": asdict(settings), "examples": len(examples)}
+            state = {"step": step + 1, "settings": asdict(settings)}
+            state["data"] = fingerprint(examples)
             state |= {"scaler": scaler.state_dict(), "history": asdict(history)}
             write_checkpoint(run_folder, step + 1, model, optimizer, state)
     bar.close()

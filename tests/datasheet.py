@@ -1,0 +1,32 @@
+"""Print the numbers of `data/README.md`: `python -m tests.datasheet`."""
+
+from collections import Counter
+
+from supplementary.checkpoints import load_pretrained
+from supplementary.data import encode_example, load_entries, split_entries
+from supplementary.files import read_json
+from supplementary.finetune import ANSWER_KEY, DATA
+
+
+def main() -> None:
+    """Print counts of entries, kinds, check types and lengths."""
+    entries, key = load_entries(DATA), read_json(ANSWER_KEY)
+    _, tokenizer = load_pretrained()
+    examples = [encode_example(entry, tokenizer) for entry in entries]
+    responses = sorted(len(e.input_ids) - e.prompt_length - 1 for e in examples)
+    beginnings = {tuple(e["instruction"].casefold().split()[:3]) for e in entries}
+    parts = {name: len(part) for name, part in split_entries(entries)._asdict().items()}
+    print("entries:", len(entries), parts)
+    print(f"with an input: {sum(bool(e['input']) for e in entries) / len(entries):.0%}")
+    print("different first three words:", len(beginnings))
+    print("tokens of an example:", sum(len(e.input_ids) for e in examples) / len(examples))
+    print("tokens of a response: median", responses[len(responses) // 2], "longest", responses[-1])
+    print("check types:", dict(Counter(row["check"]["type"] for row in key).most_common()))
+    kinds = Counter(row["kind"] for row in key)
+    print("kinds:", len(kinds))
+    for kind, count in sorted(kinds.items()):
+        print(f"  {count:3}  {kind}")
+
+
+if __name__ == "__main__":
+    main()

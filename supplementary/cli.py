@@ -10,7 +10,7 @@ from .files import read_json
 from .finetune import METHODS, RunSettings, format_metrics, run_finetuning
 from .generation import generate_steps
 from .hardware import pick_device
-from .lora import LEARNING_RATE
+from .lora import LEARNING_RATE as LORA_LEARNING_RATE
 from .model import CausalLM
 from .prompts import PROMPT_STYLES, Entry
 from .tokenizer import Tokenizer
@@ -46,7 +46,7 @@ def _positive(kind: type) -> type:
 
 def _parser() -> argparse.ArgumentParser:
     run, settings = RunSettings(), TrainSettings()
-    rates = ", ".join(f"{rate:g} for {method}" for method, rate in LEARNING_RATE.items())
+    rates = f"{settings.learning_rate:g}, with LoRA {LORA_LEARNING_RATE:g}"
     parser = argparse.ArgumentParser(prog="python -m supplementary", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
@@ -84,9 +84,10 @@ def _finetune(options: argparse.Namespace) -> None:
         resume=options.resume,
         overwrite=options.overwrite,
     )
+    rate = LORA_LEARNING_RATE if options.method == "lora" else TrainSettings.learning_rate
     settings = TrainSettings(
         epochs=options.epochs,
-        learning_rate=options.lr or LEARNING_RATE[options.method],
+        learning_rate=options.lr or rate,
         batch_size=options.batch_size,
         micro_batch_size=min(options.batch_size, TrainSettings.micro_batch_size),
         seed=options.seed,

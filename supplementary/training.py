@@ -40,7 +40,7 @@ class TrainSettings:
     """
 
     epochs: int = 2
-    learning_rate: float = 2e-4
+    learning_rate: float = 1e-4
     batch_size: int = 8
     micro_batch_size: int = 8
     warmup_ratio: float = 0.1

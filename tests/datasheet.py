@@ -19,13 +19,15 @@ def main() -> None:
     print("entries:", len(entries), parts)
     print(f"with an input: {sum(bool(e['input']) for e in entries) / len(entries):.0%}")
     print("different first three words:", len(beginnings))
-    print("tokens of an example:", sum(len(e.input_ids) for e in examples) / len(examples))
+    mean = sum(len(e.input_ids) for e in examples) / len(examples)
+    print(f"tokens of an example: {mean:.1f} on average")
     print("tokens of a response: median", responses[len(responses) // 2], "longest", responses[-1])
     print("check types:", dict(Counter(row["check"]["type"] for row in key).most_common()))
     kinds = Counter(row["kind"] for row in key)
     print("kinds:", len(kinds))
-    for kind, count in sorted(kinds.items()):
-        print(f"  {count:3}  {kind}")
+    for count in sorted(set(kinds.values()), reverse=True):
+        names = sorted(kind for kind in kinds if kinds[kind] == count)
+        print(f"{count} entries each:", ", ".join(names))
 
 
 if __name__ == "__main__":

@@ -74,8 +74,9 @@ def test_ten_entries_are_enough_for_a_run_that_writes_all_its_files(finetune, tm
 
 def test_five_thousand_entries_are_read_and_split(finetune, data, tmp_path, monkeypatch):
     monkeypatch.setattr("supplementary.finetune.MAX_NEW_TOKENS", 2)  # a random model never stops
+    monkeypatch.setattr("supplementary.cli.TrainSettings.micro_batch_size", 32)  # fewer, larger
     data.write_text(json.dumps(entries(5000)), encoding="utf-8")
-    assert finetune("--batch-size", "16") == 0
+    assert finetune("--batch-size", "32", "--prompt-style", "chatml") == 0
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text(encoding="utf-8"))
     assert metrics["entries"] == {"train": 4250, "test": 500, "validation": 250}
 

@@ -5,6 +5,7 @@ A check is a dictionary with a `type`; `check_response(check, response)` applies
 =============  ==========================================================================
 equals         the normalized response is one of `answers`
 contains       it holds one of `any` and all of `all`, as whole words, and none of `none`
+choice         of the options it names, the first is one of `right`, not of `wrong`
 number         its first or last number is `value` within `tolerance`, next to one of `units`
 list           the `items` it names are exactly these, in this order if `ordered`
 pattern        the regular expression `regex` is found in it
@@ -13,6 +14,9 @@ python         it is Python code that gives the result of each of `examples`
 constraints    it keeps every limit that is given (see `keeps_constraints`)
 judged         only judgement can tell; the constraints that are given must hold
 =============  ==========================================================================
+
+A phrase that ends in `*` stands for every word that begins so. In `all` and `must`, a list of
+phrases stands where one of several will do.
 """
 
 import json
@@ -24,8 +28,29 @@ import tempfile
 import unicodedata
 
 PYTHON_SECONDS = 10  # wall-clock limit for one snippet
+_LAYOUTS = {
+    "commas": r"[^\n,]+(?:,[^\n,]+)+",
+    "lines": r".+(?:\n.+)+",
+    "dashes": r"[-*\u2022\u2013] .+(?:\n[-*\u2022\u2013] .+)+",
+    "numbers": r"\d+[.)] .+(?:\n\d+[.)] .+)+",
+}
 _QUOTES = str.maketrans({"\u2018": "'", "\u2019": "'", "\u201c": '"', "\u201d": '"', "`": "'"})
+_TO_19 = (
+    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen "
+    "sixteen seventeen eighteen nineteen"
+)
+_TENS = "twenty thirty forty fifty sixty seventy eighty ninety"
 _NUMBER = r"[-\u2212]?\d{1,3}(?:,\d{3})+(?:\.\d+)?|[-\u2212]?\d+(?:\.\d+)?|[-\u2212]?\.\d+"
+
+
+def _spelled_numbers() -> dict[str, str]:
+    ones, tens = _TO_19.split(), _TENS.split()
+    words = ones + [ten + one for ten in tens for one in ("", *(f"-{one}" for one in ones[1:10]))]
+    return {word: str(number) for number, word in enumerate(words)}
+
+
+_SPELLED = _spelled_numbers()
+_SPELLED_NUMBER = r"\b(?:" + "|".join(sorted(_SPELLED, key=len, reverse=True)) + r")\b"
 
 
 def normalize(text: str) -> str:
@@ -38,13 +63,19 @@ def normalize(text: str) -> str:
     return " ".join(text.replace("**", "").split()).strip(" .,:;!?\"'")
 
 
-def holds(text: str, phrase: str) -> bool:
-    """Tell whether `phrase` occurs in `text` as whole words, both normalized."""
-    return bool(re.search(_whole(phrase), normalize(text)))
+def holds(text: str, phrase: str | list[str]) -> bool:
+    """Tell whether `phrase`, or one of several, occurs in `text` as whole words, normalized.
+
+    >>> holds("Two kittens slept.", ["cat*", "kitten*"])
+    True
+    """
+    phrases = [phrase] if isinstance(phrase, str) else phrase
+    return bool(re.search("|".join(map(_whole, phrases)), normalize(text)))
 
 
 def _whole(phrase: str) -> str:
-    return rf"(?<!\w){re.escape(normalize(phrase) or phrase)}(?!\w)"
+    stem = phrase[:-1] if phrase[1:].endswith("*") else phrase
+    return rf"(?<!\w){re.escape(normalize(stem) or stem)}" + (r"(?!\w)" if stem == phrase else "")
 
 
 def _equals(response: str, answers: list[str]) -> bool:
@@ -52,26 +83,44 @@ def _equals(response: str, answers: list[str]) -> bool:
 
 
 def _contains(response: str, any: list = (), all: list = (), none: list = ()) -> bool:
-    one = not any or bool([phrase for phrase in any if holds(response, phrase)])
-    every = not [phrase for phrase in all if not holds(response, phrase)]
-    return one and every and not [phrase for phrase in none if holds(response, phrase)]
+    wanted = [*all, list(any)] if any else all
+    return _holds_every(response, wanted) and not (none and holds(response, none))
+
+
+def _holds_every(response: str, phrases: list) -> bool:
+    return not [phrase for phrase in phrases if not holds(response, phrase)]
+
+
+def _choice(response: str, right: list, wrong: list, all: list = (), none: list = ()) -> bool:
+    text = normalize(response)
+    chosen = re.search("|".join(map(_whole, right)), text)
+    rejected = re.search("|".join(map(_whole, wrong)), text)
+    first = chosen and not (rejected and rejected.start() <= chosen.start())
+    return bool(first) and _contains(response, all=all, none=none)
 
 
 def numbers(text: str, units: list[str] = ()) -> list[float]:
-    """List the numbers in `text`; with `units`, only those that one of the units touches.
+    """List the numbers in `text`, also those up to 99 that are spelled out.
 
-    >>> numbers("5,000 m are 5 km", ["km"])
+    With `units`, only those that one of the units touches; the unit "" stands for the end
+    of the text.
+
+    >>> numbers("5,000 m are five km", ["km"])
     [5.0]
     """
+    text = re.sub(_SPELLED_NUMBER, lambda match: _SPELLED[match.group()], text.casefold())
+    text = text.replace("**", "")
+    names = "|".join(re.escape(unit.casefold()) for unit in units if unit) or r"(?!)"
     found = []
-    names = "|".join(re.escape(unit.casefold()) for unit in sorted(units, key=len, reverse=True))
     for match in re.finditer(_NUMBER, text):
-        after = text[match.end() :].casefold().replace("**", "")
-        before = text[: match.start()].casefold().replace("**", "")
-        beside = re.match(rf"[\s-]*(?:{names})(?!\w)", after) or re.search(
-            rf"(?<!\w)(?:{names})\s*$", before
+        before, after = text[: match.start()], text[match.end() :]
+        beside = (
+            not units
+            or re.match(rf"[\s-]*(?:{names})(?!\w)", after)
+            or re.search(rf"(?<!\w)(?:{names})\s*$", before)
+            or ("" in units and not after.strip(" .!'\"\n"))
         )
-        if not units or beside:
+        if beside:
             found.append(float(match.group().replace(",", "").replace("\u2212", "-")))
     return found
 
@@ -173,13 +222,15 @@ def list_items(response: str) -> list[str]:
 def keeps_constraints(
     response: str,
     items: int | None = None,
+    among: list[str] | None = None,
+    layout: str | None = None,
     words: int | None = None,
     max_words: int | None = None,
     min_words: int | None = None,
     sentences: int | None = None,
     lines: int | None = None,
     case: str | None = None,
-    must: list[str] = (),
+    must: list[str | list[str]] = (),
     must_not: list[str] = (),
     starts_with: str | None = None,
     ends_with: str | None = None,
@@ -189,8 +240,10 @@ def keeps_constraints(
     Args:
         response: the text of the response.
         items: how many items, by `list_items`.
+        among: what every item has to be one of, in the singular or plural; none comes twice.
+        layout: "commas" (on one line), "lines" (one item a line), "dashes" or "numbers" (lists).
         words, max_words, min_words: how many words, split at white space.
-        sentences: how many sentences, counted by their final stops.
+        sentences: how many sentences, counted by their final stops; the last may lack its own.
         lines: how many lines that are not empty.
         case: "upper" or "lower", of every letter.
         must, must_not: phrases to hold, and not to hold, as whole words.
@@ -198,27 +251,41 @@ def keeps_constraints(
     """
     text = response.strip()
     count = len(text.split())
-    stops = len(re.findall(r"[.!?]+[\"')\u201d\u2019]*(?=\s|$)", text))
-    ends = (text.rstrip("\"'").casefold(), text.rstrip(" .!?\"'").casefold())
+    stops = len(re.findall(r"[.!?]+[\"')\u201d\u2019]*(?=\s)|.$", text))
+    ends = [text.casefold().rstrip(marks) for marks in ("\"'\u2019\u201d", " .!?\"'\u2019\u201d")]
     rules = [
         items is None or len(list_items(text)) == items,
+        among is None or _distinct_members(list_items(text), among),
+        layout is None or bool(re.fullmatch(_LAYOUTS[layout], text)),
         words is None or count == words,
         max_words is None or count <= max_words,
         min_words is None or count >= min_words,
         sentences is None or stops == sentences,
         lines is None or len([line for line in text.splitlines() if line.strip()]) == lines,
         case is None or text == (text.upper() if case == "upper" else text.lower()),
-        all(holds(text, phrase) for phrase in must),
-        not any(holds(text, phrase) for phrase in must_not),
+        _holds_every(text, must),
+        not (must_not and holds(text, must_not)),
         starts_with is None or text.casefold().startswith(starts_with.casefold()),
         ends_with is None or any(end.endswith(ends_with.casefold()) for end in ends),
     ]
     return bool(text) and all(rules)
 
 
+def _distinct_members(items: list[str], among: list[str]) -> bool:
+    """Tell whether each item is in `among`, whatever its article or plural s, and none twice."""
+    bare = [re.sub(r"^(?:an?|the) ", "", normalize(item)) for item in items]
+    names = [normalize(name) for name in among]
+    found = [
+        next((name for name in names if item in (name, name + "s", name + "es")), None)
+        for item in bare
+    ]
+    return None not in found and len(set(found)) == len(found)
+
+
 CHECKS = {
     "equals": _equals,
     "contains": _contains,
+    "choice": _choice,
     "number": _number,
     "list": _list,
     "pattern": _pattern,

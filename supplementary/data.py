@@ -12,6 +12,9 @@ from .prompts import Control, Entry, prompt_pieces
 from .tokenizer import Tokenizer
 
 IGNORE_INDEX = -100  # the label that the loss skips; PyTorch's cross_entropy has the same default
+ROOT = Path(__file__).resolve().parent.parent
+DATA = ROOT / "data" / "instruction-data.json"
+ANSWER_KEY = ROOT / "data" / "answer-key.json"
 KEYS = ("instruction", "input", "output")
 
 

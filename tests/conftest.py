@@ -57,6 +57,12 @@ def entries():
 
 
 @pytest.fixture(scope="session")
+def answer_key() -> list[dict]:
+    """The dataset's answer key: for each entry its kind and its check."""
+    return json.loads((ROOT / "data" / "answer-key.json").read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="session")
 def tiny_config():
     """Sizes of a model that computes in a millisecond, with grouped-query attention."""
     return ModelConfig(

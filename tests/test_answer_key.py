@@ -86,10 +86,75 @@ CHECKS = {
         ["a c", "c, b"],
         ["a", "c", "a c d", "d"],
     ),
+    "contains a stem": (
+        {"type": "contains", "any": ["smil*"], "none": ["cat*"]},
+        ["She smiled.", "Smiles!", "A smil* scat"],
+        ["", "asmile", "sm il", "Smile at cattle"],
+    ),
+    "contains all of several alternatives": (
+        {"type": "contains", "all": [["doctor", "physician*"], "rest"]},
+        ["Rest, says the doctor.", "Physicians advise rest."],
+        ["", "doctor", "rest", "doctors rest", "The doctor is restless."],
+    ),
+    "choice": (
+        {"type": "choice", "right": ["3/4", "three quarters"], "wrong": ["2/3", "two thirds"]},
+        ["3/4", "3/4 is larger than 2/3.", "Three quarters is more, and two thirds is less."],
+        ["", "2/3", "2/3 is larger than 3/4.", "13/4", "Two thirds or 3/4?", "neither"],
+    ),
+    "choice among options that hold each other": (
+        {"type": "choice", "right": ["even"], "wrong": ["even temper"]},
+        ["even", "Even, not of even temper."],
+        ["even temper", "uneven", "Even temper, or even."],
+    ),
+    "choice with a reason, and not denied": (
+        {"type": "choice", "right": ["oak"], "wrong": ["rose"], "all": ["tree"], "none": ["not"]},
+        ["The oak is a tree.", "Oak, a tree among roses; a rose is a flower."],
+        ["oak", "A rose is no tree, but the oak is.", "The oak is not a tree.", "a tree"],
+    ),
+    "number spelled out": (
+        {"type": "number", "value": 42},
+        ["forty-two", "It is Forty-Two.", "42"],
+        ["", "forty", "two", "fourty-two"],
+    ),
+    "number that may end the response": (
+        {"type": "number", "value": 5, "units": ["", "kg"]},
+        ["5", "5.", "five", "'5'", "5 kg", "5000 g are 5 kg.", "It is **5**."],
+        ["", "5 g", "5%", "It is 5 or so.", "5 km", "6", "6 kg"],
+    ),
+    "constraints on each item": (
+        {
+            "type": "constraints",
+            "items": 3,
+            "among": ["red", "green", "box", "city"],
+            "layout": "commas",
+        },
+        ["red, green, box", "The red, a green, and boxes.", "Colours: RED, GREENS, BOX"],
+        ["red, green", "red, green, blue", "red, reds, green", "red\ngreen\nbox", "red green box"],
+    ),
+    "constraints on lines": (
+        {"type": "constraints", "items": 2, "layout": "lines"},
+        ["a\nb", "- a\n- b"],
+        ["a, b", "a", "a\n\nb", ""],
+    ),
+    "constraints on a list with dashes": (
+        {"type": "constraints", "items": 2, "layout": "dashes"},
+        ["- a\n- b", "* a\n* b", "- a c\n- b"],
+        ["a\nb", "- a", "1. a\n2. b", "-a\n-b"],
+    ),
+    "constraints on a numbered list": (
+        {"type": "constraints", "items": 2, "layout": "numbers"},
+        ["1. a\n2. b", "1) a\n2) b"],
+        ["a\nb", "- a\n- b", "1. a", "1. a, 2. b"],
+    ),
+    "constraints with alternatives": (
+        {"type": "constraints", "max_words": 4, "must": [["rain*", "wet"], "day"]},
+        ["A wet day.", "Rainy day"],
+        ["day", "wet", "It is a rainy day"],
+    ),
     "number": (
         {"type": "number", "value": 12},
-        ["12", "It is 12.", "12.0", "The answer: **12**!", "12 = 3 * 4", "3 * 4 = 12", "$12"],
-        ["", "twelve", "-12", "120", "12.5", "1 2", "3 12 4", "12,000"],
+        ["12", "It is 12.", "12.0", "The answer: **12**!", "12 = 3 * 4", "twelve", "$12"],
+        ["", "twelfth", "-12", "120", "12.5", "1 2", "3 12 4", "12,000"],
     ),
     "number below zero": (
         {"type": "number", "value": -3.5},
@@ -195,8 +260,8 @@ CHECKS = {
     ),
     "constraints": (
         {"type": "constraints", "sentences": 1, "max_words": 4, "must": ["sea"]},
-        ["The sea is blue.", "Sea!"],
-        ["", "The sea. Is blue.", "The sea is so blue.", "The seal is blue.", "The sea is blue"],
+        ["The sea is blue.", "Sea!", "The sea is blue"],
+        ["", "The sea. Is blue.", "The sea is so blue.", "The seal is blue.", "The sea. Blue"],
     ),
     "judged": (
         {"type": "judged", "min_words": 2},
@@ -234,7 +299,7 @@ def test_wrong_response_does_not_pass(check, response):
     [
         (
             {"type": "guess"},
-            "unknown check type 'guess'; known types: equals, contains, number, list",
+            "unknown check type 'guess'; known types: equals, contains, choice, number, list",
         ),
         ({"any": ["a"]}, "unknown check type None"),
         ({}, "unknown check type None"),
@@ -429,8 +494,14 @@ def test_items_are_split_by_line_or_else_by_comma_and_and(response, expected):
         ({"min_words": 2}, ["one two", "one two three"], ["one", "one-two"]),
         (
             {"sentences": 2},
-            ["It is. It was!", 'He said: "No." She left?', "Really?! Yes...", "3.5 is a. 4 is b."],
-            ["It is.", "It is. It was. It will be.", "It is; it was", "One. Two"],
+            [
+                "It is. It was!",
+                'He said: "No." She left?',
+                "Really?! Yes...",
+                "3.5 is a. 4 is b",
+                "One. Two",
+            ],
+            ["It is.", "It is. It was. It will be.", "It is; it was", "One. Two! Three"],
         ),
         ({"lines": 2}, ["a\nb", "a\n\n  \nb\n"], ["a", "a\nb\nc"]),
         ({"case": "upper"}, ["ALL OF 3!", "É"], ["All", "ALL OF IT, yes"]),

@@ -1,5 +1,6 @@
 import json
 from collections import Counter
+from itertools import permutations
 from pathlib import Path
 
 import pytest
@@ -8,11 +9,6 @@ from supplementary.answer_key import check_response
 from supplementary.data import find_near_duplicates, load_entries, split_entries
 
 DATA = Path(__file__).resolve().parent.parent / "data"
-
-
-@pytest.fixture(scope="module")
-def answer_key() -> list[dict]:
-    return json.loads((DATA / "answer-key.json").read_text(encoding="utf-8"))
 
 
 @pytest.fixture(scope="module")
@@ -118,3 +114,126 @@ def test_no_check_passes_an_empty_or_an_unrelated_response(answer_key):
             and check_response(row["check"], response)
         ]
         assert passed == []
+
+
+def test_responses_are_short(entries, pretrained):
+    _, tokenizer = pretrained
+    lengths = [len(tokenizer.encode(entry["output"])) for entry in entries]
+    assert max(lengths) <= 120
+    assert sum(length < 40 for length in lengths) > 0.9 * len(lengths)
+
+
+def test_every_kind_has_its_share_of_the_test_part(entries, answer_key):
+    parts = split_entries(entries)
+    start, stop = len(parts.train), len(parts.train) + len(parts.test)
+    everywhere = Counter(row["kind"] for row in answer_key)
+    tested = Counter(row["kind"] for row in answer_key[start:stop])
+    share = len(parts.test) / len(entries)
+    off = {kind: tested[kind] for kind in everywhere if abs(tested[kind] - share * 20) > 1}
+    assert off == {}
+
+
+def test_at_most_15_percent_of_the_test_part_need_judgement(entries, answer_key):
+    parts = split_entries(entries)
+    rows = answer_key[len(parts.train) : len(parts.train) + len(parts.test)]
+    assert sum(row["check"]["type"] == "judged" for row in rows) <= 0.15 * len(rows)
+
+
+def test_another_entrys_output_of_the_same_kind_seldom_passes(entries, answer_key):
+    kinds = {}
+    for position, row in enumerate(answer_key):
+        kinds.setdefault(row["kind"], []).append(position)
+    pairs = [(i, j) for positions in kinds.values() for i, j in permutations(positions, 2)]
+    passed = [pair for pair in pairs if passes(answer_key[pair[0]]["check"], entries[pair[1]])]
+    assert len(passed) < 0.02 * len(pairs)
+
+
+def passes(check: dict, entry: dict) -> bool:
+    return check_response(check, entry["output"])
+
+
+def test_patterns_are_short_enough_to_be_read(answer_key):
+    patterns = [row["check"]["regex"] for row in answer_key if row["check"]["type"] == "pattern"]
+    assert max(map(len, patterns)) <= 80
+
+
+def test_right_responses_pass_and_wrong_ones_fail(answer_key):
+    trials = json.loads((Path(__file__).parent / "answer_trials.json").read_text(encoding="utf-8"))
+    mistaken = [
+        (position, response)
+        for position, trial in trials.items()
+        for verdict, responses in ((True, trial["right"]), (False, trial["wrong"]))
+        for response in responses
+        if check_response(answer_key[int(position)]["check"], response) is not verdict
+    ]
+    assert mistaken == []
+
+
+# How a right answer is spoiled, for the types whose settings say what is right
+SPOIL = {
+    "equals": lambda check: check["answers"][0] + " or so",
+    "contains": lambda check: " ".join(check.get("none", [])),
+    "choice": lambda check: f"{check['wrong'][0]}, not {check['right'][0]}",
+    "number": lambda check: str(check["value"] + check.get("tolerance", 0) + 1),
+    "list": lambda check: ", ".join(reversed(check["items"])),
+    "json": lambda check: json.dumps([check["value"]]),
+    "python": lambda check: "def nothing():\n    return None",
+}
+
+
+def test_spoiled_answers_fail_in_every_type_that_tells_what_is_right(answer_key):
+    checks = [row["check"] for row in answer_key]
+    unspoiled = {check["type"] for check in checks} - set(SPOIL)
+    assert unspoiled == {"pattern", "constraints"}  # their wrong responses are in the trials
+    passed = [
+        (position, SPOIL[check["type"]](check))
+        for position, check in enumerate(checks)
+        if check["type"] in SPOIL and check_response(check, SPOIL[check["type"]](check))
+    ]
+    assert passed == []
+
+
+@pytest.fixture(scope="module")
+def questions() -> list[dict]:
+    return json.loads((DATA / "multiple-choice.json").read_text(encoding="utf-8"))
+
+
+def test_there_are_200_multiple_choice_questions_in_8_subjects(questions):
+    assert {tuple(question) for question in questions} == {
+        ("subject", "question", "options", "answer")
+    }
+    assert len(questions) >= 200
+    assert len({question["subject"] for question in questions}) >= 8
+    assert len({question["question"] for question in questions}) == len(questions)
+
+
+def test_every_question_has_four_different_options_and_one_answer(questions):
+    bad = [
+        question["question"]
+        for question in questions
+        if len({option.casefold().strip() for option in question["options"]}) != 4
+        or question["answer"] not in range(4)
+    ]
+    assert bad == []
+
+
+def test_right_options_are_spread_evenly(questions):
+    for subject in {question["subject"] for question in questions}:
+        answers = Counter(q["answer"] for q in questions if q["subject"] == subject)
+        assert max(answers.values()) - min(answers[i] for i in range(4)) <= 1
+
+
+@pytest.mark.parametrize("extreme", [min, max])
+def test_the_right_option_is_not_known_by_its_length(questions, extreme):
+    hits = 0
+    for question in questions:
+        lengths = [len(option) for option in question["options"]]
+        chosen = [i for i in range(4) if lengths[i] == extreme(lengths)]
+        hits += (question["answer"] in chosen) / len(chosen)
+    assert hits / len(questions) < 0.32  # chance gives 0.25
+
+
+def test_no_question_is_asked_in_the_dataset_too(questions, entries):
+    asked = [{"instruction": q["question"], "input": "", "output": ""} for q in questions]
+    close = find_near_duplicates([*entries, *asked], threshold=0.8)
+    assert [pair for pair in close if pair[1] >= len(entries)] == []

@@ -3,13 +3,18 @@
 Each module is small and can be read alone; imports point one way:
 
 prompts, tokenizer, model, hardware, files, answer_key   know nothing of each other
-data         -> prompts, tokenizer       entries, checks, splits, examples of token ids
-download     -> files                    the model file, fetched once and checked
-checkpoints  -> model, tokenizer         reading and writing weights
-lora         -> model                    low-rank adapters
-batching     -> data                     padded and packed batches
-generation   -> model, batching          responses
-training     -> model, batching          the loss and the loop
-evaluation   -> data, generation         scores with intervals
-plots, cli   on top
+data             -> prompts, tokenizer       entries, checks, splits, examples of token ids
+download         -> files                    the model file, fetched once and checked
+checkpoints      -> model, tokenizer         reading and writing weights
+lora             -> model                    low-rank updates
+adapters         -> lora, checkpoints        adapters in PEFT's form, the finetuned model
+batching         -> data                     padded and packed batches
+generation       -> model, batching          responses
+training         -> model, batching          the loss and the loop
+evaluation       -> answer_key               scores, intervals, tests
+reports          -> evaluation, data         the table of scores of a file of responses
+multiple_choice  -> model, batching          answers by likelihood
+judge            -> prompts, files           another model's opinion, over the network
+rating           -> evaluation, files        people's opinion, in a notebook
+plots, finetune, cli   on top
 """

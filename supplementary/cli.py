@@ -1,4 +1,4 @@
-"""The command line: `python -m supplementary finetune` and `python -m supplementary chat`."""
+"""The command line: `python -m supplementary finetune`, `evaluate` and `chat`."""
 
 import argparse
 import sys
@@ -6,13 +6,14 @@ from pathlib import Path
 
 from .checkpoints import load_pretrained
 from .data import encode_prompt
-from .files import read_json
+from .files import read_json, write_json
 from .finetune import METHODS, RunSettings, format_metrics, run_finetuning
 from .generation import generate_steps
 from .hardware import pick_device
 from .lora import LEARNING_RATE as LORA_LEARNING_RATE
 from .model import CausalLM
 from .prompts import PROMPT_STYLES, Entry
+from .reports import format_report, load_responses, score_responses
 from .tokenizer import Tokenizer
 from .training import TrainSettings
 
@@ -65,6 +66,11 @@ def _parser() -> argparse.ArgumentParser:
     again.add_argument("--resume", action="store_true", help="go on with the run in --out")
     again.add_argument("--overwrite", action="store_true", help="replace the run in --out")
 
+    score = commands.add_parser("evaluate", help="score a file of responses")
+    score.set_defaults(command=_evaluate)
+    score.add_argument("--responses", type=Path, required=True, help="responses.json of a run")
+    score.add_argument("--out", type=Path, help="where to write the scores (scores.json beside it)")
+
     chat = commands.add_parser("chat", help="talk to a finetuned model")
     chat.set_defaults(command=_chat)
     chat.add_argument("--model", type=Path, required=True, help="folder of a run, or of a model")
@@ -94,6 +100,15 @@ def _finetune(options: argparse.Namespace) -> None:
     )
     metrics = run_finetuning(run, settings)
     print(f"\n{format_metrics(metrics)}\nwritten to {run.out}")
+
+
+def _evaluate(options: argparse.Namespace) -> None:
+    out = options.out or options.responses.with_name("scores.json")
+    if out.resolve() == options.responses.resolve():
+        raise ValueError(f"{out} holds the responses; give another file as --out")
+    report = score_responses(load_responses(options.responses))
+    write_json(out, report)
+    print(f"{format_report(report)}\nwritten to {out}")
 
 
 def _chat(options: argparse.Namespace) -> None:

@@ -22,6 +22,8 @@ def whole_folder(folder: Path) -> Iterator[Path]:
     try:
         yield beside
         beside.chmod(0o755)
+        for path in beside.rglob("*"):  # some writers give files to their owner alone
+            path.chmod(0o755 if path.is_dir() else 0o644)
         if folder.exists():
             old = Path(tempfile.mkdtemp(prefix=f".{folder.name}-old-", dir=folder.parent))
             folder.replace(old / folder.name)

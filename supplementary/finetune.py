@@ -11,26 +11,24 @@ from pathlib import Path
 import torch
 
 from . import lora
+from .adapters import BASE, save_adapter
 from .checkpoints import load_pretrained, save_folder
-from .data import Example, Splits, encode_entries, load_entries, split_entries
-from .evaluation import exact_matches, key_matches, summarize_scores
-from .files import read_json, sha256, whole_file, write_json
+from .data import DATA, Example, Splits, encode_entries, load_entries, split_entries
+from .files import sha256, whole_file, write_json
 from .generation import respond
 from .hardware import describe_hardware, peak_memory_bytes, pick_device, pick_precision
 from .model import CausalLM
 from .plots import plot_losses
 from .prompts import Entry
+from .reports import format_report, score_responses
 from .runs import latest_checkpoint
 from .tokenizer import Tokenizer
 from .training import History, TrainSettings, mean_loss, train
 
-ROOT = Path(__file__).resolve().parent.parent
-DATA = ROOT / "data" / "instruction-data.json"
-ANSWER_KEY = ROOT / "data" / "answer-key.json"
 METHODS = ("full", "lora")
 MAX_LENGTH = 1024  # tokens of an example, if the model's context allows
 MAX_NEW_TOKENS = 64  # tokens of a response
-_FILES = {"model", "responses.json", "metrics.json", "loss.png"}
+_FILES = {"model", "adapter", "responses.json", "metrics.json", "loss.png"}
 
 
 @dataclass(frozen=True)
@@ -99,8 +97,9 @@ class _Clock:
 def run_finetuning(run: RunSettings, settings: TrainSettings) -> dict:
     """Finetune a model on a file of entries and write the results to `run.out`.
 
-    Writes `model/` (Hugging Face's form), `responses.json` (the test entries with `response_before`
-    and `response_after`), `metrics.json` and `loss.png`; prints the phases and what was left out.
+    Writes `model/` (Hugging Face's form), with LoRA also `adapter/` (PEFT's form), `responses.json`
+    (the test entries with `response_before` and `response_after`), `metrics.json` and `loss.png`;
+    prints the phases and what was left out.
 
     Returns:
         The contents of `metrics.json`.
@@ -134,12 +133,17 @@ def run_finetuning(run: RunSettings, settings: TrainSettings) -> dict:
             model, examples["train"], examples["validation"], settings, run.out, run.resume
         )
     if run.method == "lora":
+        save_adapter(model, run.out / "adapter", run.model or BASE)
         lora.merge_lora(model)
     with clock.phase("measuring after"):
         loss_after, after = _measure(model, tokenizer, examples, test, run.prompt_style)
+    rows = [
+        {**entry, "response_before": first, "response_after": second}
+        for entry, first, second in zip(test, before, after, strict=True)
+    ]
     with clock.phase("writing"):
         save_folder(model, tokenizer, run.out / "model")
-        _write_responses(run.out, test, before, after)
+        write_json(run.out / "responses.json", rows)
         with whole_file(run.out / "loss.png") as beside:
             plot_losses(history).savefig(beside, format="png", dpi=150)
     metrics = {
@@ -153,7 +157,7 @@ def run_finetuning(run: RunSettings, settings: TrainSettings) -> dict:
         "left_out": left_out,
         "parameters": {"trainable": trainable, "all": total},
         "loss": {"before": loss_before, "after": loss_after},
-        "scores": _scores(test, before, after, _checks(run.data, kept)),
+        **score_responses(rows),
         "seconds": clock.seconds,
         "tokens_per_second": _speed(history, examples["train"]),
         "peak_memory_bytes": peak_memory_bytes(device),
@@ -192,39 +196,11 @@ def _measure(
     return loss, respond(model, tokenizer, test, style, MAX_NEW_TOKENS, progress=True)
 
 
-def _checks(data: Path, kept: list[int]) -> list[dict] | None:
-    """Return the answer key's checks, if the data is the workshop's own."""
-    if data.resolve() != DATA.resolve():
-        return None
-    key = read_json(ANSWER_KEY)
-    return [key[index]["check"] for index in kept]
-
-
-def _scores(
-    test: list[Entry], before: list[str], after: list[str], checks: list[dict] | None
-) -> dict[str, dict]:
-    references = [entry["output"] for entry in test]
-    exact = [exact_matches(responses, references) for responses in (before, after)]
-    scores = {"exact match": summarize_scores(*exact)}
-    if checks is not None:
-        right = [key_matches(responses, checks) for responses in (before, after)]
-        scores["answer key"] = summarize_scores(*right)
-    return scores
-
-
 def _speed(history: History, examples: list[Example]) -> float:
     """Return the tokens of examples, prompts included, that a second of training took in."""
     seconds = sum(row["seconds"] for row in history.steps)
     tokens = history.steps[-1]["epoch"] * sum(len(example.input_ids) for example in examples)
     return round(tokens / seconds, 1)
-
-
-def _write_responses(out: Path, test: list[Entry], before: list[str], after: list[str]) -> None:
-    rows = [
-        {**entry, "response_before": first, "response_after": second}
-        for entry, first, second in zip(test, before, after, strict=True)
-    ]
-    write_json(out / "responses.json", rows)
 
 
 def format_metrics(metrics: dict) -> str:
@@ -234,11 +210,7 @@ def format_metrics(metrics: dict) -> str:
         before, after = (metrics["loss"][when][name] for when in ("before", "after"))
         share = f"{after / before:.0%} of before"
         lines.append(f"{name + ' loss':18}{before:10.3f}{after:10.3f}   {share}")
-    for name, row in metrics["scores"].items():
-        low, high = row["difference_interval"]
-        counts = [f"{row[f'count_{when}']}/{row['entries']}" for when in ("before", "after")]
-        change = f"{row['difference']:+.1%}, 95 % interval {low:+.1%} to {high:+.1%}"
-        lines.append(f"{name:18}{counts[0]:>10}{counts[1]:>10}   {change}")
+    lines += ["", format_report(metrics), ""]
     phases = ", ".join(f"{name} {seconds:.0f}" for name, seconds in metrics["seconds"].items())
     lines.append(f"seconds: {phases}")
     memory = metrics["peak_memory_bytes"] / 2**30

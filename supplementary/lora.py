@@ -30,6 +30,7 @@ class LoRALinear(nn.Linear):
         super().__init__(linear.in_features, linear.out_features, bias=False, device="meta")
         self.weight = linear.weight
         self.weight.requires_grad_(False)
+        self.rank = rank
         self.scaling = alpha / rank
         like = {"device": linear.weight.device, "dtype": torch.float32}
         self.lora_A = nn.Parameter(torch.empty(rank, linear.in_features, **like))

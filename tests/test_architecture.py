@@ -12,9 +12,9 @@ MODULE = Path(__file__).resolve().parent.parent / "supplementary"
 ORDER = [
     "prompts tokenizer model hardware files answer_key",
     "data download lora",
-    "checkpoints batching",
-    "generation runs",
-    "training evaluation",
+    "checkpoints batching evaluation judge",
+    "adapters generation runs reports multiple_choice rating",
+    "training",
     "plots",
     "finetune",
     "cli",

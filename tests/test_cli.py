@@ -8,7 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from supplementary.adapters import load_adapter
+from supplementary.checkpoints import load_pretrained
 from supplementary.cli import main
+from supplementary.lora import merge_lora
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -92,6 +95,23 @@ def test_every_method_and_style_runs_and_can_be_chatted_with(
     capsys.readouterr()
     assert main(["chat", "--model", str(tmp_path / "run"), "--max-new-tokens", "5"]) == 0
     assert len(capsys.readouterr().out.splitlines()) >= 2
+
+
+def test_the_adapter_of_a_lora_run_gives_the_base_model_the_weights_of_its_model(
+    finetune, model_folder, tmp_path
+):
+    assert finetune("--method", "lora") == 0
+    base, _ = load_pretrained(model_folder)
+    finetuned, tokenizer = load_pretrained(tmp_path / "run" / "model")
+    input_ids = torch.tensor([tokenizer.encode("Say the number 3.")])
+    with torch.no_grad():
+        before, expected = base(input_ids), finetuned(input_ids)
+        load_adapter(base, tmp_path / "run" / "adapter")
+        merge_lora(base)
+        assert torch.equal(base(input_ids), expected)
+    assert not torch.equal(before, expected)
+    text = (tmp_path / "run" / "adapter" / "adapter_config.json").read_text(encoding="utf-8")
+    assert json.loads(text)["base_model_name_or_path"] == str(model_folder)
 
 
 def test_a_folder_that_holds_a_run_is_refused_and_stays_as_it_was(finetune, tmp_path, capsys):

@@ -17,6 +17,8 @@ BUILDS = {
     "02_batching": {"Example", "encode_example", "collate_padded", "collate_packed"},
     "03_pretrained_model": {"RMSNorm", "rotary_angles", "rotate", "Attention", "MLP", "Block"},
     "04_finetuning": {"next_token_loss", "learning_rate_at", "train_step"},
+    "06_evaluation": {"bootstrap_interval", "mcnemar_test", "token_f1", "rouge_l", "cohens_kappa"}
+    | {"log_likelihoods", "parse_score"},
 }
 
 

@@ -1,0 +1,134 @@
+"""LoRA adapters as small files, and the finetuned model to go on with.
+
+An adapter's folder has the form of the PEFT library; `PeftModel.from_pretrained` loads it, too.
+"""
+
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from .checkpoints import load_pretrained
+from .files import read_json, whole_folder, write_json
+from .lora import TARGETS, LoRALinear, add_lora, merge_lora
+from .model import CausalLM
+from .tokenizer import Tokenizer
+
+ADAPTER = Path(__file__).resolve().parent.parent / "data" / "adapter"
+BASE = "HuggingFaceTB/SmolLM2-135M-Instruct"
+_PREFIX = "base_model.model."  # what PEFT writes before a parameter's own name
+
+
+def save_adapter(
+    model: CausalLM, folder: Path, base: str = BASE, dtype: torch.dtype = torch.float32
+) -> None:
+    """Write the LoRA matrices of a model as a PEFT folder, whole or not at all.
+
+    Args:
+        model: a model with LoRA layers that are not merged.
+        folder: holds `adapter_model.safetensors` and `adapter_config.json` afterwards.
+        base: name or folder of the model that the adapter belongs to.
+        dtype: precision of the stored matrices.
+
+    Raises:
+        ValueError: if the model has no LoRA layers.
+    """
+    layers = {name: m for name, m in model.named_modules() if isinstance(m, LoRALinear)}
+    if not layers:
+        raise ValueError("the model has no LoRA layers to save; call add_lora first")
+    weights = {
+        f"{_PREFIX}{name}.{half}.weight": getattr(layer, half).detach().to(dtype).contiguous()
+        for name, layer in layers.items()
+        for half in ("lora_A", "lora_B")
+    }
+    layer = next(iter(layers.values()))
+    settings = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base,
+        "r": layer.rank,
+        "lora_alpha": layer.scaling * layer.rank,
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "target_modules": list(TARGETS),
+        "inference_mode": True,
+    }
+    with whole_folder(folder) as beside:
+        save_file(weights, beside / "adapter_model.safetensors", metadata={"format": "pt"})
+        write_json(beside / "adapter_config.json", settings)
+
+
+def load_adapter(model: CausalLM, folder: Path) -> None:
+    """Put LoRA layers with the weights of a PEFT folder around a model's layers, in place.
+
+    Raises:
+        FileNotFoundError: if the folder lacks a file.
+        ValueError: if it holds another kind of adapter, is damaged, or does not fit the model.
+    """
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        if not (Path(folder) / name).exists():
+            raise FileNotFoundError(f"{folder} has no {name}; it is no folder of an adapter")
+    settings = read_json(Path(folder) / "adapter_config.json")
+    _check(settings, folder)
+    try:
+        stored = load_file(Path(folder) / "adapter_model.safetensors")
+    except SafetensorError as error:
+        raise ValueError(
+            f"{folder}: the weights are damaged ({error}); fetch them again"
+        ) from error
+    add_lora(model, settings["r"], settings["lora_alpha"])
+    wanted = {name: p for name, p in model.named_parameters() if ".lora_" in name}
+    found = {name.removeprefix(_PREFIX).removesuffix(".weight"): t for name, t in stored.items()}
+    shapes = {name: tuple(p.shape) for name, p in wanted.items()}
+    if shapes != {name: tuple(tensor.shape) for name, tensor in found.items()}:
+        merge_lora(model)  # B is zero: the model is what it was
+        raise ValueError(f"{folder}: the adapter does not fit this model; it was made for another")
+    with torch.no_grad():
+        for name, parameter in wanted.items():
+            parameter.copy_(found[name])
+
+
+def _check(settings: dict, folder: Path) -> None:
+    wanted = {
+        "peft_type": ["LORA"],
+        "bias": ["none"],
+        "use_rslora": [False],
+        "use_dora": [False],
+        "rank_pattern": [{}],
+        "alpha_pattern": [{}],
+        "init_lora_weights": [True, False, "gaussian"],  # others change the base model, too
+        "target_modules": [sorted(TARGETS)],
+    }
+    for key, values in wanted.items():
+        got = settings.get(key, values[0])
+        if (sorted(got) if isinstance(got, list) else got) not in values:
+            raise ValueError(f"{folder}: {key} is {got!r}; only {values[0]!r} is supported")
+    for key in ("r", "lora_alpha"):
+        if not isinstance(settings.get(key), int | float):
+            raise ValueError(f"{folder}/adapter_config.json gives no number as {key!r}")
+
+
+def load_finetuned(
+    run: Path | str = "runs/finetune", device: torch.device | None = None
+) -> tuple[CausalLM, Tokenizer]:
+    """Load the finetuned model: that of a run of your own, or else the workshop's adapter.
+
+    Prints which of the two it is.
+
+    Args:
+        run: the folder of a run, or of a saved model; used if it holds a finished model.
+        device: where the model goes; the CPU if None.
+
+    Raises:
+        OSError, ValueError: as `load_pretrained`.
+    """
+    for folder in (Path(run) / "model", Path(run)):
+        if (folder / "config.json").exists():
+            print(f"finetuned weights: your own, in {folder}")
+            return load_pretrained(folder, device)
+    print(f"finetuned weights: the workshop's adapter, as {run} holds no finished run")
+    model, tokenizer = load_pretrained(device=device)
+    load_adapter(model, ADAPTER)
+    merge_lora(model)
+    return model, tokenizer

@@ -110,24 +110,26 @@ def _check(settings: dict, folder: Path) -> None:
 
 
 def load_finetuned(
-    run: Path | str = "runs/finetune", device: torch.device | None = None
+    run: Path | str | None = "runs/finetune", device: torch.device | None = None
 ) -> tuple[CausalLM, Tokenizer]:
     """Load the finetuned model: that of a run of your own, or else the workshop's adapter.
 
     Prints which of the two it is.
 
     Args:
-        run: the folder of a run, or of a saved model; used if it holds a finished model.
+        run: the folder of a run, or of a saved model; used if it holds a finished model. None for
+            the adapter in any case.
         device: where the model goes; the CPU if None.
 
     Raises:
         OSError, ValueError: as `load_pretrained`.
     """
-    for folder in (Path(run) / "model", Path(run)):
+    for folder in (Path(run) / "model", Path(run)) if run else ():
         if (folder / "config.json").exists():
             print(f"finetuned weights: your own, in {folder}")
             return load_pretrained(folder, device)
-    print(f"finetuned weights: the workshop's adapter, as {run} holds no finished run")
+    reason = f", as {run} holds no finished run" if run else ""
+    print(f"finetuned weights: the workshop's adapter{reason}")
     model, tokenizer = load_pretrained(device=device)
     load_adapter(model, ADAPTER)
     merge_lora(model)

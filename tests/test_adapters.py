@@ -387,6 +387,7 @@ def test_a_run_of_your_own_goes_before_the_workshops_adapter(
     shutil.copytree(llama_folder, tmp_path / "runs" / "finetune" / "model")
     model, _ = load_finetuned()
     assert torch.equal(logits_of(model), logits_of(load_pretrained(llama_folder)[0]))
+    assert difference(logits_of(load_finetuned(run=None)[0]), logits_of(workshop)) <= 1e-4
 
 
 @pytest.fixture(scope="module")

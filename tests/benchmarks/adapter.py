@@ -31,7 +31,7 @@ def main(run: Path) -> None:
     model, _ = load_pretrained()
     load_adapter(model, run / "adapter")
     save_adapter(model, ADAPTER, dtype=torch.bfloat16)
-    model, tokenizer = load_finetuned(run="no run of my own")
+    model, tokenizer = load_finetuned(run=None)
     splits = split_entries(load_entries(DATA))
     rows = load_responses(run / "responses.json")
     after = respond(model, tokenizer, splits.test, progress=True)

@@ -43,7 +43,7 @@ def main() -> None:
     """Print both accuracies of the pretrained and the finetuned model."""
     questions = load_questions(QUESTIONS)
     for name, load in {"pretrained": load_pretrained, "finetuned": load_finetuned}.items():
-        model, tokenizer = load()
+        model, tokenizer = load(None)
         with tempfile.TemporaryDirectory() as folder:
             save_folder(model, tokenizer, Path(folder) / "model")
             _name_end_token(Path(folder) / "model", tokenizer)

@@ -10,12 +10,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from .checkpoints import load_pretrained
+from .data import ROOT
 from .files import read_json, whole_folder, write_json
 from .lora import TARGETS, LoRALinear, add_lora, merge_lora
 from .model import CausalLM
 from .tokenizer import Tokenizer
 
-ADAPTER = Path(__file__).resolve().parent.parent / "data" / "adapter"
+ADAPTER = ROOT / "data" / "adapter"
 BASE = "HuggingFaceTB/SmolLM2-135M-Instruct"
 _PREFIX = "base_model.model."  # what PEFT writes before a parameter's own name
 

@@ -118,9 +118,8 @@ def run_finetuning(run: RunSettings, settings: TrainSettings) -> dict:
     with clock.phase("loading the model"):
         model, tokenizer = load_pretrained(run.model, device)
     examples, left_out = _encode(splits, tokenizer, run, model.config.max_position_embeddings)
-    start = len(splits.train)
-    kept = [i for i in range(start, start + len(splits.test)) if i not in left_out]
-    test = [splits.test[i - start] for i in kept]
+    numbered = enumerate(splits.test, start=len(splits.train))
+    test = [entry for index, entry in numbered if index not in left_out]
     with clock.phase("measuring before"):
         loss_before, before = _measure(model, tokenizer, examples, test, run.prompt_style)
     if run.method == "lora":

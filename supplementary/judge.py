@@ -102,8 +102,10 @@ class Judge:
 
         key = os.environ.get("OPENAI_API_KEY") or "none"  # servers on this computer want no key
         settings = {"timeout": self.timeout, "max_retries": self.retries}
-        schema = {"name": "choice", "schema": {"enum": self.choices}}
-        form = {"response_format": {"type": "json_schema", "json_schema": schema}}
+        form = {}
+        if self.choices:
+            schema = {"name": "choice", "schema": {"enum": self.choices}}
+            form = {"response_format": {"type": "json_schema", "json_schema": schema}}
         try:
             with openai.OpenAI(base_url=self.url, api_key=key, **settings) as client:
                 answer = client.chat.completions.create(
@@ -112,7 +114,7 @@ class Judge:
                     temperature=self.temperature,
                     max_tokens=self.max_tokens,
                     seed=seed,
-                    **(form if self.choices else {}),
+                    **form,
                 )
             reply = answer.choices[0].message.content
         except Exception as error:  # no address, no server, no JSON, JSON of another form

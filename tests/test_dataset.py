@@ -123,20 +123,24 @@ def test_responses_are_short(entries, pretrained):
     assert sum(length < 40 for length in lengths) > 0.9 * len(lengths)
 
 
-def test_every_kind_has_its_share_of_the_test_part(entries, answer_key):
+@pytest.fixture(scope="module")
+def tested_rows(entries, answer_key) -> list[dict]:
+    """The rows of the answer key for the test part."""
     parts = split_entries(entries)
-    start, stop = len(parts.train), len(parts.train) + len(parts.test)
+    return answer_key[len(parts.train) : len(parts.train) + len(parts.test)]
+
+
+def test_every_kind_has_its_share_of_the_test_part(answer_key, tested_rows):
     everywhere = Counter(row["kind"] for row in answer_key)
-    tested = Counter(row["kind"] for row in answer_key[start:stop])
-    share = len(parts.test) / len(entries)
+    tested = Counter(row["kind"] for row in tested_rows)
+    share = len(tested_rows) / len(answer_key)
     off = {kind: tested[kind] for kind in everywhere if abs(tested[kind] - share * 20) > 1}
     assert off == {}
 
 
-def test_at_most_15_percent_of_the_test_part_need_judgement(entries, answer_key):
-    parts = split_entries(entries)
-    rows = answer_key[len(parts.train) : len(parts.train) + len(parts.test)]
-    assert sum(row["check"]["type"] == "judged" for row in rows) <= 0.15 * len(rows)
+def test_at_most_15_percent_of_the_test_part_need_judgement(tested_rows):
+    judged = sum(row["check"]["type"] == "judged" for row in tested_rows)
+    assert judged <= 0.15 * len(tested_rows)
 
 
 def test_another_entrys_output_of_the_same_kind_seldom_passes(entries, answer_key):
@@ -144,12 +148,10 @@ def test_another_entrys_output_of_the_same_kind_seldom_passes(entries, answer_ke
     for position, row in enumerate(answer_key):
         kinds.setdefault(row["kind"], []).append(position)
     pairs = [(i, j) for positions in kinds.values() for i, j in permutations(positions, 2)]
-    passed = [pair for pair in pairs if passes(answer_key[pair[0]]["check"], entries[pair[1]])]
+    passed = [
+        (i, j) for i, j in pairs if check_response(answer_key[i]["check"], entries[j]["output"])
+    ]
     assert len(passed) < 0.02 * len(pairs)
-
-
-def passes(check: dict, entry: dict) -> bool:
-    return check_response(check, entry["output"])
 
 
 def test_patterns_are_short_enough_to_be_read(answer_key):

@@ -176,7 +176,7 @@ OF_NUMBERS = {
     867: lambda a, b: len([n for n in range(a, b + 1) if n % 2 == 0]),
     930: lambda a: len(str(a)),
     438: roman,
-    562: lambda a: roman(a),
+    562: roman,
     936: roman,
     1004: roman,
     # dates

@@ -43,36 +43,52 @@ def collate_padded(examples: list[Example], pad_token_id: int, mask_prompt: bool
     return {"input_ids": input_ids, "labels": labels}
 
 
-def shared_prefix_length(examples: list[Example]) -> int:
-    """Return how many tokens all prompts begin with, leaving each at least one of its own."""
-    first, *others = [
-        example.input_ids[: max(0, example.prompt_length - 1)] for example in examples
-    ]
-    length = len(first)
-    for other in others:
-        length = min(length, len(other))
-        while first[:length] != other[:length]:
-            length -= 1
-    return max(length, 0)
+def shared_prefix_length(sequences: list[list[int]]) -> int:
+    """Return how many tokens all sequences begin with, leaving each at least one of its own."""
+    first, limit = sequences[0], min(len(sequence) for sequence in sequences) - 1
+    for length in range(limit):
+        if any(sequence[length] != first[length] for sequence in sequences):
+            return length
+    return max(limit, 0)
+
+
+def pack(sequences: list[list[int]], prefix_length: int = 0) -> Batch:
+    """Put sequences on one row: `[prefix][rest of sequence 1][rest of sequence 2]...`.
+
+    Args:
+        sequences: B lists of token ids.
+        prefix_length: tokens at the beginning that all share, see `shared_prefix_length`; they are
+            stored, and computed, once.
+
+    Returns:
+        What `CausalLM` needs to give every token the logits that it would get alone, int64:
+        `input_ids` and `position_ids` (1, T), and `rows` (B, S), the places in the packed row of
+        each sequence's tokens, filled up with -1. Positions go on from the prefix.
+    """
+    input_ids, positions = sequences[0][:prefix_length], list(range(prefix_length))
+    rows = torch.full((len(sequences), max(len(sequence) for sequence in sequences)), -1)
+    rows[:, :prefix_length] = torch.arange(prefix_length)
+    for row, sequence in zip(rows, sequences, strict=True):
+        start = len(input_ids)
+        input_ids += sequence[prefix_length:]
+        row[prefix_length : len(sequence)] = torch.arange(start, len(input_ids))
+        positions += range(prefix_length, len(sequence))
+    packed = {"input_ids": torch.tensor([input_ids]), "position_ids": torch.tensor([positions])}
+    return packed | {"rows": rows}
 
 
 def collate_packed(
     examples: list[Example], prefix_length: int = 0, mask_prompt: bool = True
 ) -> Batch:
-    """Put all examples on one row: `[prefix][rest of example 1][rest of example 2]...`.
-
-    Each example sees the prefix and itself, and its positions go on from the prefix, so every token
-    gets the logits that it would get alone.
+    """Put all examples on one row, and compute what they share once; see `pack`.
 
     Args:
         examples: the examples.
-        prefix_length: tokens at the beginning that all examples share, see `shared_prefix_length`;
-            they are stored, and computed, once.
+        prefix_length: tokens at the beginning that all examples share.
         mask_prompt: whether the prompts are hidden from the loss.
 
     Returns:
-        `input_ids`, `labels` and `position_ids`, int64 (1, T), and `attention_mask`, boolean
-        (1, T, T), True where a token may look at another.
+        What `pack` returns, and `labels`, int64 (1, T).
 
     Raises:
         ValueError: if there are no examples, or if shared tokens would carry labels.
@@ -81,51 +97,37 @@ def collate_packed(
         raise ValueError("no examples to batch; give at least one")
     if prefix_length and not mask_prompt:
         raise ValueError("a shared prefix cannot carry labels; pack with prefix_length=0")
-    rests = [example.input_ids[prefix_length:] for example in examples]
-    input_ids, labels = examples[0].input_ids[:prefix_length], [IGNORE_INDEX] * prefix_length
-    positions, owner = list(range(prefix_length)), [0] * prefix_length
-    for number, (example, rest) in enumerate(zip(examples, rests, strict=True), start=1):
-        input_ids = input_ids + rest
+    labels = [IGNORE_INDEX] * prefix_length
+    for example in examples:
         # The first token of a part follows another example in the row: nothing may predict it.
         labels += [IGNORE_INDEX, *example.labels(mask_prompt)[prefix_length + 1 :]]
-        positions += range(prefix_length, prefix_length + len(rest))
-        owner += [number] * len(rest)
-    owners = torch.tensor(owner)
-    visible = (owners[:, None] == owners[None]) | (owners[None] == 0)  # (T, T)
-    return {
-        "input_ids": torch.tensor([input_ids]),
-        "labels": torch.tensor([labels]),
-        "position_ids": torch.tensor([positions]),
-        "attention_mask": visible.tril()[None],
-    }
+    batch = pack([example.input_ids for example in examples], prefix_length)
+    return batch | {"labels": torch.tensor([labels])}
 
 
-def shuffled_batches(count: int, batch_size: int, seed: int, epoch: int = 0) -> list[list[int]]:
-    """Shuffle the indices 0..count-1 and cut them into batches, the same way on every machine.
+def balanced_batches(
+    lengths: list[int], batch_size: int, seed: int, epoch: int = 0
+) -> list[list[int]]:
+    """Make random batches of about the same number of tokens, the same way on every machine.
 
-    Args:
-        count: number of examples.
-        batch_size: examples in a batch; the last one may hold fewer.
-        seed, epoch: together they decide the order.
-    """
-    generator = torch.Generator().manual_seed(1_000_003 * seed + epoch)
-    order = torch.randperm(count, generator=generator).tolist()
-    return [order[i : i + batch_size] for i in range(0, count, batch_size)]
-
-
-def grouped_batches(lengths: list[int], batch_size: int, seed: int) -> list[list[int]]:
-    """Make batches of examples of about the same length, in random order.
+    The examples are ordered by length and cut into `batch_size` classes, from short to long; each
+    batch draws one example from each class.
 
     Args:
         lengths: tokens of each example.
-        batch_size: examples in a batch.
-        seed: decides which examples of equal length meet, and the order of the batches.
+        batch_size: examples in a batch; some batches may hold one fewer.
+        seed, epoch: together they decide which examples meet.
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(1_000_003 * seed + epoch)
     order = torch.randperm(len(lengths), generator=generator).tolist()
     order.sort(key=lambda index: lengths[index])  # stable: ties stay shuffled
-    batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
-    return [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]
+    count = -(-len(order) // batch_size)  # rounded up
+    batches = [[] for _ in range(count)]
+    for start in range(0, len(order), count or 1):
+        members = order[start : start + count]
+        for place in torch.randperm(count, generator=generator)[: len(members)].tolist():
+            batches[place].append(members.pop())
+    return batches
 
 
 def make_loader(

@@ -9,7 +9,7 @@ from .data import encode_prompt
 from .files import read_json, write_json
 from .finetune import METHODS, RunSettings, format_metrics, run_finetuning
 from .generation import generate_steps
-from .hardware import pick_device
+from .hardware import autocast, pick_device, pick_precision
 from .lora import LEARNING_RATE as LORA_LEARNING_RATE
 from .model import CausalLM
 from .prompts import PROMPT_STYLES, Entry
@@ -144,10 +144,11 @@ def _print_response(
     prompt = encode_prompt(entry, tokenizer, style)
     limit, eos = options.max_new_tokens, tokenizer.eos_token_id
     tokens, shown = [], 0
-    for step in generate_steps(model, [prompt], limit, eos, options.temperature):
-        tokens.append(step[0][1])
-        text = tokenizer.decode(tokens)
-        if not text.endswith("\ufffd"):
-            print(text[shown:], end="", flush=True)
-            shown = len(text)
+    with autocast(model.device, pick_precision(model.device)):
+        for step in generate_steps(model, [prompt], limit, eos, options.temperature):
+            tokens.append(step[0][1])
+            text = tokenizer.decode(tokens)
+            if not text.endswith("\ufffd"):
+                print(text[shown:], end="", flush=True)
+                shown = len(text)
     print()

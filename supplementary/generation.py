@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from .batching import pack, shared_prefix_length
 from .data import encode_prompt
 from .hardware import autocast, pick_precision
 from .model import CausalLM, KVCache
@@ -43,49 +44,28 @@ def sample(
     return torch.multinomial(probabilities, 1, generator=generator)[:, 0]
 
 
-def _common_prefix(prompts: list[list[int]]) -> int:
-    """Return how many tokens all prompts begin with, leaving each at least one."""
-    limit = min(len(prompt) for prompt in prompts) - 1
-    for i in range(limit):
-        if any(prompt[i] != prompts[0][i] for prompt in prompts):
-            return i
-    return limit
-
-
 def _read_prompts(
     model: CausalLM, prompts: list[list[int]], capacity: int
 ) -> tuple[Tensor, KVCache, Tensor]:
-    """Run the prompts through the model: the common beginning once, the rest padded on the left.
+    """Run the prompts through the model, packed on one row: what all begin with is computed once.
 
     Returns:
         The logits after each prompt (B, V), the filled cache, and a boolean (B, S) that is False
-        where the cache holds padding.
+        where the cache holds nothing: behind prompts that are shorter than the longest.
     """
-    device, rows = model.device, len(prompts)
-    prefix = _common_prefix(prompts)
-    dtype = torch.empty(0, device=device, dtype=torch.get_default_dtype())
+    device = model.device
+    batch = pack(prompts, shared_prefix_length(prompts))
+    lengths = torch.tensor([len(prompt) for prompt in prompts])[:, None]
+    last = batch["rows"].gather(1, lengths - 1)  # (B, 1), places in the packed row
+    batch["keep"] = torch.zeros(batch["input_ids"].shape, dtype=torch.bool)
+    batch["keep"][0, last[:, 0]] = True
+    dtype = torch.get_default_dtype()
     if torch.is_autocast_enabled(device.type):
-        dtype = dtype.to(torch.get_autocast_dtype(device.type))
-    cache = KVCache(model.config, 1 if prefix else rows, capacity, like=dtype)
-    if prefix:
-        nothing = torch.zeros(1, prefix, dtype=torch.bool, device=device)
-        model(torch.tensor([prompts[0][:prefix]], device=device), keep=nothing, cache=cache)
-        cache.select(torch.zeros(rows, dtype=torch.long, device=device))
-    width = max(len(prompt) for prompt in prompts) - prefix
-    input_ids = torch.zeros(rows, width, dtype=torch.long)
-    real = torch.zeros(rows, prefix + width, dtype=torch.bool)
-    for row, prompt in enumerate(prompts):
-        rest = prompt[prefix:]
-        input_ids[row, width - len(rest) :] = torch.tensor(rest)
-        real[row, :prefix] = real[row, prefix + width - len(rest) :] = True
-    positions = (real.cumsum(1) - 1).clamp(min=0)[:, prefix:]
-    visible = real[:, None] & torch.ones(width, prefix + width, dtype=torch.bool).tril(prefix)
-    # Padding sees itself: a row of attention that sees nothing would be nan.
-    visible |= torch.eye(prefix + width, dtype=torch.bool)[prefix:]
-    last = torch.zeros(rows, width, dtype=torch.bool)
-    last[:, -1] = True
-    inputs = (tensor.to(device) for tensor in (input_ids, positions, visible, last))
-    return model(*inputs, cache=cache), cache, real.to(device)
+        dtype = torch.get_autocast_dtype(device.type)
+    like = torch.empty(0, device=device, dtype=dtype)
+    cache = KVCache(model.config, len(prompts), capacity, like)
+    logits = model(**{name: tensor.to(device) for name, tensor in batch.items()}, cache=cache)
+    return logits, cache, (batch["rows"] >= 0).to(device)
 
 
 def generate_steps(
@@ -100,7 +80,8 @@ def generate_steps(
     """Generate for all prompts at once and yield, step by step, (row, token) for each live row.
 
     A row ends with the end-of-text token, which is not yielded, after `max_new_tokens`, or where
-    the model's context is full; it then leaves the batch.
+    the model's context is full; it then leaves the batch. The precision is the caller's: within one
+    `autocast` the weights are cast once (under `no_grad`; in inference mode at every step).
     """
     context, longest = model.config.max_position_embeddings, max(map(len, prompts))
     if longest >= context:
@@ -109,13 +90,12 @@ def generate_steps(
         )
     room = [min(max_new_tokens, context - len(prompt)) for prompt in prompts]
     limit = max(room)
-    precision = pick_precision(model.device)
-    with torch.inference_mode(), autocast(model.device, precision):
+    with torch.no_grad():
         logits, cache, real = _read_prompts(model, prompts, longest + limit)
     rows = list(range(len(prompts)))
     room = torch.tensor(room, device=model.device)
     for step in range(limit):
-        with torch.inference_mode(), autocast(model.device, precision):
+        with torch.no_grad():
             tokens = sample(logits, temperature, top_p, generator)
             live = ((tokens != eos_token_id) & (step < room)).nonzero()[:, 0]
             if len(live) < len(rows):
@@ -127,7 +107,7 @@ def generate_steps(
         yield list(zip(rows, tokens.tolist(), strict=True))
         if step + 1 == limit:
             return
-        with torch.inference_mode(), autocast(model.device, precision):
+        with torch.no_grad():
             real = torch.cat([real, real.new_ones(len(rows), 1)], dim=1)
             positions = real.sum(1, keepdim=True) - 1
             mask = None if bool(real.all()) else real[:, None]
@@ -142,7 +122,7 @@ def generate(
     temperature: float = 0.0,
     top_p: float = 1.0,
     generator: torch.Generator | None = None,
-    batch_size: int = 28,
+    batch_size: int = 56,
     progress: bool = False,
 ) -> list[list[int]]:
     """Generate a continuation of each prompt.
@@ -167,21 +147,22 @@ def generate(
     responses = [[] for _ in prompts]
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     bar = tqdm(total=len(order), desc="responses", disable=not progress)
-    for start in range(0, len(order), batch_size):
-        indices = order[start : start + batch_size]
-        steps = generate_steps(
-            model,
-            [prompts[i] for i in indices],
-            max_new_tokens,
-            eos_token_id,
-            temperature,
-            top_p,
-            generator,
-        )
-        for step in steps:
-            for row, token in step:
-                responses[indices[row]].append(token)
-        bar.update(len(indices))
+    with autocast(model.device, pick_precision(model.device)):
+        for start in range(0, len(order), batch_size):
+            indices = order[start : start + batch_size]
+            steps = generate_steps(
+                model,
+                [prompts[i] for i in indices],
+                max_new_tokens,
+                eos_token_id,
+                temperature,
+                top_p,
+                generator,
+            )
+            for step in steps:
+                for row, token in step:
+                    responses[indices[row]].append(token)
+            bar.update(len(indices))
     bar.close()
     return responses
 

@@ -36,11 +36,24 @@ class LoRALinear(nn.Linear):
         self.lora_A = nn.Parameter(torch.empty(rank, linear.in_features, **like))
         self.lora_B = nn.Parameter(torch.zeros(linear.out_features, rank, **like))
         nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))  # as nn.Linear and PEFT start theirs
+        self._cast: tuple[tuple, Tensor] | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., in_features) to (..., out_features)."""
-        update = F.linear(F.linear(x, self.lora_A), self.lora_B)
-        return F.linear(x, self.weight) + self.scaling * update
+        update = F.linear(self.scaling * F.linear(x, self.lora_A), self.lora_B)
+        return F.linear(x, self._frozen_weight()) + update
+
+    def _frozen_weight(self) -> Tensor:
+        """Return the weight in autocast's precision; as it is frozen, it is cast only once."""
+        device = self.weight.device
+        if not torch.is_autocast_enabled(device.type):
+            return self.weight
+        dtype = torch.get_autocast_dtype(device.type)
+        made_of = (device, dtype, self.weight._version)  # the version counts changes in place
+        if self._cast is None or self._cast[0] != made_of:
+            with torch.inference_mode(False):  # training may use it after generation
+                self._cast = made_of, self.weight.detach().to(dtype)
+        return self._cast[1]
 
     def merged(self) -> nn.Linear:
         """Return a plain linear layer with the update added to its weight."""

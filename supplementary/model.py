@@ -77,7 +77,7 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalize the last dimension; computed in float32, returned in the dtype of `x`."""
-        mean_square = x.float().pow(2).mean(-1, keepdim=True)
+        mean_square = torch.linalg.vector_norm(x.float(), dim=-1, keepdim=True) ** 2 / x.shape[-1]
         return self.weight * (x.float() * torch.rsqrt(mean_square + self.eps)).to(x.dtype)
 
 
@@ -90,21 +90,70 @@ def rotary_angles(position_ids: Tensor, head_dim: int, theta: float) -> tuple[Te
         theta: base of the wavelengths, in positions.
 
     Returns:
-        Two float32 tensors (B, 1, T, D).
+        Two float32 tensors (B, T, 1, D); the first half of the sines is negative, see `rotate`.
 
     Source: Su et al., 2021, https://arxiv.org/abs/2104.09864, eq. 15.
     """
     pairs = torch.arange(0, head_dim, 2, device=position_ids.device).float() / head_dim
     angles = position_ids[..., None].float() * theta**-pairs  # (B, T, D/2)
-    angles = torch.cat([angles, angles], dim=-1)[:, None]  # (B, 1, T, D)
-    return angles.cos(), angles.sin()
+    cos, sin = angles.cos()[:, :, None], angles.sin()[:, :, None]  # (B, T, 1, D/2)
+    return torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn each pair of dimensions (i, i + D/2) of `x` (B, H, T, D) by the position's angle."""
-    first, second = x.chunk(2, dim=-1)
-    turned = torch.cat([-second, first], dim=-1)
-    return (x * cos + turned * sin).to(x.dtype)
+    """Turn each pair of dimensions (i, i + D/2) of `x` (B, T, H, D) by the position's angle."""
+    partner = x.roll(x.shape[-1] // 2, dims=-1)  # i and i + D/2 change places
+    return (x * cos + partner * sin).to(x.dtype)
+
+
+def spread(x: Tensor, rows: Tensor) -> Tensor:
+    """Copy the tokens of one packed row to rows of their own.
+
+    Args:
+        x: (1, T, H, D).
+        rows: (B, S), the place in the packed row that each token is copied from.
+
+    Returns:
+        (B, S, H, D)
+    """
+    # The look-up of an embedding: its gradient is summed faster than that of x[0, rows].
+    return F.embedding(rows, x[0].flatten(1)).unflatten(-1, x.shape[2:])
+
+
+def first_places(rows: Tensor, length: int) -> Tensor:
+    """Return where each token of a packed row stands first in `rows`, counted row by row.
+
+    Args:
+        rows: (B, S) places in the packed row, -1 where there is no token.
+        length: T, tokens of the packed row.
+
+    Returns:
+        (T,)
+    """
+    places = rows.flatten()
+    here = (places >= 0).nonzero()[:, 0]
+    last = torch.full((length,), len(places) - 1, device=rows.device)
+    return last.scatter_reduce(0, places[here], here, "amin")
+
+
+def attend(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, places: Tensor | None = None
+) -> Tensor:
+    """Mix the values of the tokens that each token may look at.
+
+    Args:
+        q: (B, H, T, D).
+        k, v: (B, H_kv, S, D); each of their heads serves H / H_kv query heads.
+        mask: see `Attention`.
+        places: (N,), which of the B * T results to return, as one row; None for all.
+
+    Returns:
+        (B, T, H * D) or (1, N, H * D)
+    """
+    causal = mask is None and q.shape[2] > 1
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=True)
+    out = out.transpose(1, 2).flatten(2)
+    return out if places is None else F.embedding(places, out.flatten(0, 1))[None]
 
 
 class Attention(nn.Module):
@@ -121,7 +170,7 @@ class Attention(nn.Module):
         self.o_proj = nn.Linear(queries, config.hidden_size, bias=False)
 
     def _heads(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # (B, H, T, D)
+        return x.unflatten(-1, (-1, self.head_dim))  # (B, T, H, D)
 
     def forward(
         self,
@@ -130,15 +179,19 @@ class Attention(nn.Module):
         sin: Tensor,
         mask: Tensor | None = None,
         cache: KVCache | None = None,
+        rows: Tensor | None = None,
+        places: Tensor | None = None,
     ) -> Tensor:
         """Attend from each of T tokens to those that `mask` allows.
 
         Args:
             x: (B, T, C).
-            cos, sin: (B, 1, T, D), from `rotary_angles`.
+            cos, sin: (B, T, 1, D), from `rotary_angles`.
             mask: boolean, broadcasts to (B, H, T, S); True where a query may look at a key. None
                 means causal.
             cache: keys and values of earlier tokens.
+            rows, places: of a packed row, where each attending row takes its tokens from (see
+                `spread`), and where each token's result stands in these rows.
 
         Returns:
             (B, T, C)
@@ -146,13 +199,12 @@ class Attention(nn.Module):
         q = rotate(self._heads(self.q_proj(x)), cos, sin)
         k = rotate(self._heads(self.k_proj(x)), cos, sin)
         v = self._heads(self.v_proj(x))
+        if rows is not None:
+            q, k, v = (spread(heads, rows) for heads in (q, k, v))
+        q, k, v = (heads.transpose(1, 2) for heads in (q, k, v))  # (B, H, T, D)
         if cache is not None:
             k, v = cache.update(self.layer, k, v)
-        causal = mask is None and q.shape[2] > 1
-        out = F.scaled_dot_product_attention(
-            q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=True
-        )
-        return self.o_proj(out.transpose(1, 2).flatten(2))
+        return self.o_proj(attend(q, k, v, mask, places))
 
 
 class MLP(nn.Module):
@@ -179,9 +231,13 @@ class Block(nn.Module):
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = MLP(config)
 
-    def forward(self, x: Tensor, *context) -> Tensor:
-        """Map (B, T, C) to (B, T, C); `context` is what `Attention` takes after `x`."""
+    def forward(self, x: Tensor, *context, keep: Tensor | None = None) -> Tensor:
+        """Map (B, T, C) to (B, T, C), or to (N, C) for the N positions of `keep`.
+
+        `context` is what `Attention` takes after `x`.
+        """
         x = x + self.self_attn(self.input_layernorm(x), *context)
+        x = x if keep is None else x[keep]
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
@@ -232,6 +288,7 @@ class CausalLM(nn.Module):
         input_ids: Tensor,
         position_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
+        rows: Tensor | None = None,
         keep: Tensor | None = None,
         cache: KVCache | None = None,
     ) -> Tensor:
@@ -242,6 +299,9 @@ class CausalLM(nn.Module):
             position_ids: (B, T) or (1, T) positions; counted from the cache's length if None.
             attention_mask: boolean (B, T, S) or (1, T, S), True where a token may look at another;
                 causal if None. Needed if the cache holds tokens and T > 1.
+            rows: of several sequences packed on one row, (R, S): for each token of each sequence
+                its place in the packed row, then -1. Tokens attend within their sequence only, and
+                the cache gets a row for each. See `batching.pack`.
             keep: boolean (B, T); only these positions get logits.
             cache: keys and values of earlier tokens; the new ones are added.
 
@@ -255,10 +315,13 @@ class CausalLM(nn.Module):
         if position_ids is None:
             position_ids = torch.arange(past, past + T, device=input_ids.device)[None]
         mask = None if attention_mask is None else attention_mask[:, None]  # (B, 1, T, S)
+        layout = (None, None) if rows is None else (rows.clamp(min=0), first_places(rows, T))
         cos, sin = rotary_angles(position_ids, self.config.head_dim, self.config.rope_theta)
         x = self.model.embed_tokens(input_ids)  # (B, T, C)
-        for block in self.model.layers:
-            x = block(x, cos, sin, mask, cache)
+        *blocks, last = self.model.layers
+        for block in blocks:
+            x = block(x, cos, sin, mask, cache, *layout)
+        x = last(x, cos, sin, mask, cache, *layout, keep=keep)
         if cache is not None:
-            cache.length += T
-        return self.lm_head(self.model.norm(x if keep is None else x[keep]))
+            cache.length += T if rows is None else rows.shape[1]
+        return self.lm_head(self.model.norm(x))

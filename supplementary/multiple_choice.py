@@ -9,16 +9,15 @@ from pathlib import Path
 from typing import TypedDict
 
 import torch
-from torch import Tensor
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 from .batching import Batch, collate_packed
-from .data import IGNORE_INDEX, Example
+from .data import Example
 from .files import read_json
-from .hardware import autocast, pick_precision
 from .model import CausalLM
 from .tokenizer import Tokenizer
+from .training import measure_losses
 
 LETTERS = "ABCD"
 
@@ -84,7 +83,6 @@ def letter_prompt(question: Question) -> tuple[str, list[str]]:
     return prompt, [f" {letter}" for letter in LETTERS]
 
 
-@torch.no_grad()
 def log_likelihoods(
     model: CausalLM, tokenizer: Tokenizer, prompt: str, continuations: list[str]
 ) -> list[float]:
@@ -102,7 +100,7 @@ def log_likelihoods(
         Sums over the tokens of each continuation, in nats.
     """
     batch, lengths = pack_continuations(tokenizer, prompt, continuations)
-    losses = token_losses(model, batch)
+    losses = measure_losses(model, batch)
     return [-part.sum().item() for part in losses.split(lengths)]
 
 
@@ -121,24 +119,20 @@ def pack_continuations(
     return collate_packed(examples, prefix_length=len(context) - 1), lengths
 
 
-def stack_rows(rows: list[Batch]) -> Batch:
-    """Pad packed rows on the right to the longest, and stack them."""
-    longest = max(row["input_ids"].shape[1] for row in rows)
-    stacked = {}
-    for name in rows[0]:
-        value = IGNORE_INDEX if name == "labels" else 0
-        widths = [longest - row["input_ids"].shape[1] for row in rows]
-        sides = [(0, w, 0, w) if name == "attention_mask" else (0, w) for w in widths]
-        padded = [
-            F.pad(row[name], side, value=value) for row, side in zip(rows, sides, strict=True)
-        ]
-        stacked[name] = torch.cat(padded)
-    # Padding looks at itself: a token that looks at nothing has no attention.
-    stacked["attention_mask"] |= torch.eye(longest, dtype=torch.bool)
-    return stacked
+def join_packed(batches: list[Batch]) -> Batch:
+    """Put several packed rows, each with a prefix of its own, into one."""
+    longest = max(batch["rows"].shape[1] for batch in batches)
+    rows, start = [], 0
+    for batch in batches:
+        places = batch["rows"]
+        places = places.where(places < 0, places + start)  # -1 stays
+        rows.append(F.pad(places, (0, longest - places.shape[1]), value=-1))
+        start += batch["input_ids"].shape[1]
+    names = ("input_ids", "position_ids", "labels")
+    joined = {name: torch.cat([batch[name] for batch in batches], dim=1) for name in names}
+    return joined | {"rows": torch.cat(rows)}
 
 
-@torch.no_grad()
 def score_options(
     model: CausalLM,
     tokenizer: Tokenizer,
@@ -166,25 +160,13 @@ def score_options(
     for start in range(0, len(order), batch_size):
         indices = order[start : start + batch_size]
         lengths = [length for i in indices for length in packed[i][1]]
-        parts = iter(
-            token_losses(model, stack_rows([packed[i][0] for i in indices])).split(lengths)
-        )
+        losses = measure_losses(model, join_packed([packed[i][0] for i in indices]))
+        parts = iter(losses.split(lengths))
         for i in indices:
             scores[i] = [-next(parts).sum().item() for _ in packed[i][1]]
         bar.update(len(indices))
     bar.close()
     return scores
-
-
-def token_losses(model: CausalLM, batch: Batch) -> Tensor:
-    """Return the loss of every labelled token in nats, row after row."""
-    targets = batch.pop("labels")[:, 1:]
-    keep = F.pad(targets != IGNORE_INDEX, (0, 1))
-    device = model.device
-    with autocast(device, pick_precision(device)):
-        inputs = {name: tensor.to(device) for name, tensor in batch.items()}
-        logits = model(**inputs, keep=keep.to(device)).float().cpu()  # (N, V)
-    return F.cross_entropy(logits, targets[targets != IGNORE_INDEX], reduction="none")
 
 
 def right_choices(

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
-from .batching import Batch, collate_packed, make_loader, shared_prefix_length, shuffled_batches
+from .batching import Batch, balanced_batches, collate_packed, make_loader, shared_prefix_length
 from .data import IGNORE_INDEX, Example
 from .hardware import autocast, keep_freed_memory, pick_precision
 from .model import CausalLM
@@ -53,7 +53,7 @@ class TrainSettings:
     seed: int = 0
 
 
-def next_token_loss(model: CausalLM, batch: Batch) -> tuple[Tensor, int]:
+def token_losses(model: CausalLM, batch: Batch) -> Tensor:
     """Compute the cross-entropy of every labelled token, given the tokens before it.
 
     This is the one place where labels are shifted: the logits at position t are scored against the
@@ -64,14 +64,19 @@ def next_token_loss(model: CausalLM, batch: Batch) -> tuple[Tensor, int]:
         batch: `input_ids` and unshifted `labels`, (B, T), and what else the model takes.
 
     Returns:
-        The sum over the labelled tokens in nats, and their number.
+        (N,) for the N labelled tokens, row after row, in nats.
     """
     inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
     targets = batch["labels"][:, 1:]
     keep = F.pad(targets != IGNORE_INDEX, (0, 1))  # nothing follows the last position
     logits = model(**inputs, keep=keep)  # (N, V)
-    targets = targets[targets != IGNORE_INDEX]  # (N,)
-    return F.cross_entropy(logits.float(), targets, reduction="sum"), len(targets)
+    return F.cross_entropy(logits.float(), targets[targets != IGNORE_INDEX], reduction="none")
+
+
+def next_token_loss(model: CausalLM, batch: Batch) -> tuple[Tensor, int]:
+    """Return the sum of `token_losses` in nats, and the number of labelled tokens."""
+    losses = token_losses(model, batch)
+    return losses.sum(), len(losses)
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
@@ -83,12 +88,20 @@ def packed_loader(
     examples: list[Example], batches: list[list[int]], mask_prompt: bool = True
 ) -> torch.utils.data.DataLoader:
     """Return a loader of packed batches that share what all prompts begin with, where they may."""
-    prefix = shared_prefix_length(examples) if mask_prompt else 0
+    prompts = [example.input_ids[: example.prompt_length] for example in examples]
+    prefix = shared_prefix_length(prompts) if mask_prompt else 0
     collate = partial(collate_packed, prefix_length=prefix, mask_prompt=mask_prompt)
     return make_loader(examples, batches, collate)
 
 
 @torch.no_grad()
+def measure_losses(model: CausalLM, batch: Batch) -> Tensor:
+    """Return `token_losses` on the CPU, computed in the device's precision without gradients."""
+    device = model.device
+    with autocast(device, pick_precision(device)):
+        return token_losses(model, to_device(batch, device)).cpu()
+
+
 def mean_loss(
     model: CausalLM, examples: list[Example], batch_size: int = 8, mask_prompt: bool = True
 ) -> float:
@@ -99,15 +112,12 @@ def mean_loss(
     """
     if not examples:
         raise ValueError("no examples to measure the loss on; give at least one")
-    device = model.device
     order = sorted(range(len(examples)), key=lambda i: len(examples[i].input_ids))
     batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
-    total = count = 0
-    with autocast(device, pick_precision(device)):
-        for batch in packed_loader(examples, batches, mask_prompt):
-            loss, labelled = next_token_loss(model, to_device(batch, device))
-            total, count = total + loss.item(), count + labelled
-    return total / count
+    loader = packed_loader(examples, batches, mask_prompt)
+    with autocast(model.device, pick_precision(model.device)):  # casts the weights once
+        losses = torch.cat([measure_losses(model, batch) for batch in loader])
+    return losses.mean().item()
 
 
 def learning_rate_at(step: int, total_steps: int, settings: TrainSettings) -> float:
@@ -168,9 +178,9 @@ def _steps(
     examples: list[Example], settings: TrainSettings, done: int
 ) -> Iterator[tuple[int, list[Batch]]]:
     """Yield the steps still to do: their number from 0 and the parts of their batch."""
-    step = 0
+    step, lengths = 0, [len(example.input_ids) for example in examples]
     for epoch in range(settings.epochs):
-        batches = shuffled_batches(len(examples), settings.batch_size, settings.seed, epoch)
+        batches = balanced_batches(lengths, settings.batch_size, settings.seed, epoch)
         skip = min(len(batches), max(0, done - step))
         step += skip
         for batch in batches[skip:]:
@@ -202,13 +212,13 @@ def train_step(
     count = sum(int((part["labels"][:, 1:] != IGNORE_INDEX).sum()) for part in parts)
     total = 0.0
     optimizer.zero_grad()
-    for part in parts:
-        with autocast(device, pick_precision(device)):
+    with autocast(device, pick_precision(device)):  # it casts the weights once for all parts
+        for part in parts:
             loss, _ = next_token_loss(model, to_device(part, device))
-        total += loss.item()
-        if not math.isfinite(total):
-            raise FloatingPointError(f"the loss became {total / count}")
-        scaler.scale(loss / count).backward()
+            total += loss.item()
+            if not math.isfinite(total):
+                raise FloatingPointError(f"the loss became {total / count}")
+            scaler.scale(loss / count).backward()
     scaler.unscale_(optimizer)
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), settings.max_grad_norm)
     scaler.step(optimizer)
@@ -255,10 +265,10 @@ def train(
         keep_freed_memory()
     half = pick_precision(device) == torch.float16
     scaler = torch.amp.GradScaler(device.type, enabled=half)
-    history, done = History(), 0
+    history, done, data = History(), 0, fingerprint(examples)
     if resume and run_folder and (folder := latest_checkpoint(run_folder)):
         state = read_state(folder)
-        if state["settings"] != asdict(settings) or state["data"] != fingerprint(examples):
+        if state["settings"] != asdict(settings) or state["data"] != data:
             raise ValueError(
                 f"{folder} belongs to a run with other settings or data; give the same ones to "
                 "resume it, or another folder to start anew"
@@ -302,8 +312,7 @@ def train(
             model.train()
             history.evaluations.append({"step": step + 1, "epoch": epoch, "loss": loss})
         if run_folder and (step + 1 == end or (step + 1) % settings.checkpoint_every == 0):
-            state = {"step": step + 1, "settings": asdict(settings)}
-            state["data"] = fingerprint(examples)
+            state = {"step": step + 1, "settings": asdict(settings), "data": data}
             state |= {"scaler": scaler.state_dict(), "history": asdict(history)}
             write_checkpoint(run_folder, step + 1, model, optimizer, state)
     bar.close()

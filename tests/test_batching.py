@@ -2,12 +2,11 @@ import pytest
 import torch
 
 from supplementary.batching import (
+    balanced_batches,
     collate_packed,
     collate_padded,
-    grouped_batches,
     make_loader,
     shared_prefix_length,
-    shuffled_batches,
 )
 from supplementary.data import Example
 from supplementary.model import CausalLM
@@ -112,28 +111,20 @@ def test_empty_batches_are_refused():
 
 def test_packed_toy_batch_is_one_row_in_which_positions_restart():
     batch = collate_packed(TOY)
-    assert batch.keys() == {"input_ids", "labels", "position_ids", "attention_mask"}
+    assert batch.keys() == {"input_ids", "labels", "position_ids", "rows"}
     assert batch["input_ids"].tolist() == [[0, 1, 2, 3, 4, END, 5, 6, END, 7, 8, 9, END]]
     hidden = -100
     labels = [hidden, hidden, 2, 3, 4, END, hidden, 6, END, hidden, hidden, 9, END]
     assert batch["labels"].tolist() == [labels]
     assert batch["position_ids"].tolist() == [[0, 1, 2, 3, 4, 5, 0, 1, 2, 0, 1, 2, 3]]
-    dtypes = [torch.int64, torch.int64, torch.int64, torch.bool]
-    assert [tensor.dtype for tensor in batch.values()] == dtypes
+    assert {tensor.dtype for tensor in batch.values()} == {torch.int64}
 
 
-def test_packed_mask_shows_each_token_its_own_example_up_to_itself():
-    mask = collate_packed(TOY[1:])["attention_mask"]
-    assert mask.int().tolist() == [
-        [
-            [1, 0, 0, 0, 0, 0, 0],
-            [1, 1, 0, 0, 0, 0, 0],
-            [1, 1, 1, 0, 0, 0, 0],
-            [0, 0, 0, 1, 0, 0, 0],
-            [0, 0, 0, 1, 1, 0, 0],
-            [0, 0, 0, 1, 1, 1, 0],
-            [0, 0, 0, 1, 1, 1, 1],
-        ]
+def test_rows_tell_where_the_tokens_of_each_example_are():
+    assert collate_packed(TOY)["rows"].tolist() == [
+        [0, 1, 2, 3, 4, 5],
+        [6, 7, 8, -1, -1, -1],
+        [9, 10, 11, 12, -1, -1],
     ]
 
 
@@ -143,17 +134,24 @@ def test_shared_prefix_is_stored_once_seen_by_all_and_positions_go_on_from_it():
     assert batch["input_ids"].tolist() == [[1, 2, 3, 4, 5, 6, 7]]
     assert batch["labels"].tolist() == [[-100, -100, -100, 4, -100, 6, 7]]
     assert batch["position_ids"].tolist() == [[0, 1, 2, 3, 2, 3, 4]]
-    assert batch["attention_mask"].int().tolist() == [
-        [
-            [1, 0, 0, 0, 0, 0, 0],
-            [1, 1, 0, 0, 0, 0, 0],
-            [1, 1, 1, 0, 0, 0, 0],
-            [1, 1, 1, 1, 0, 0, 0],
-            [1, 1, 0, 0, 1, 0, 0],
-            [1, 1, 0, 0, 1, 1, 0],
-            [1, 1, 0, 0, 1, 1, 1],
-        ]
-    ]
+    assert batch["rows"].tolist() == [[0, 1, 2, 3, -1], [0, 1, 4, 5, 6]]
+
+
+@pytest.mark.parametrize("prefix_length", [0, 1, 3])
+def test_rows_of_a_packed_batch_spell_out_the_examples(prefix_length):
+    batch = collate_packed(SHARED, prefix_length)
+    for example, row in zip(SHARED, batch["rows"], strict=True):
+        places = row[: len(example.input_ids)]
+        assert batch["input_ids"][0, places].tolist() == example.input_ids
+        assert batch["position_ids"][0, places].tolist() == list(range(len(places)))
+        assert (row[len(places) :] == -1).all()
+
+
+def test_packing_leaves_the_examples_alone():
+    before = [list(example.input_ids) for example in SHARED]
+    collate_packed(SHARED, 3)
+    collate_packed(SHARED, 0)
+    assert [example.input_ids for example in SHARED] == before
 
 
 def test_first_token_of_an_unmasked_example_is_not_predicted_from_the_example_before():
@@ -168,7 +166,7 @@ def test_one_packed_example_is_that_example():
         assert batch["input_ids"].tolist() == [SHARED[0].input_ids]
         assert batch["labels"].tolist() == [SHARED[0].labels()]
         assert batch["position_ids"].tolist() == [list(range(8))]
-        assert torch.equal(batch["attention_mask"], torch.ones(1, 8, 8, dtype=torch.bool).tril())
+        assert batch["rows"].tolist() == [list(range(8))]
 
 
 def test_shared_prefix_cannot_carry_labels():
@@ -179,27 +177,20 @@ def test_shared_prefix_cannot_carry_labels():
 # The prefix that all prompts share
 
 
-def test_shared_prefix_ends_where_prompts_differ():
-    assert shared_prefix_length(SHARED) == 3
-    assert shared_prefix_length(SHARED[::-1]) == 3
-    assert shared_prefix_length(TOY) == 0
+def test_shared_prefix_ends_where_sequences_differ():
+    assert shared_prefix_length([[1, 2, 3, 4], [1, 2, 5, 6, 7], [1, 2, 3, 8]]) == 2
+    assert shared_prefix_length([[1, 2, 3, 4], [5, 2, 3, 4]]) == 0
 
 
-def test_shared_prefix_never_swallows_a_whole_prompt():
-    same = Example([1, 2, 3, 50, END], 3)
+def test_shared_prefix_never_swallows_a_whole_sequence():
+    same = [1, 2, 3]
     assert shared_prefix_length([same, same]) == 2
     assert shared_prefix_length([same]) == 2
-    # The shortest prompt, wherever it stands, is the beginning of the others.
-    assert shared_prefix_length([Example([1, 2, 50, END], 2), same, same]) == 1
-    assert shared_prefix_length([same, same, Example([1, 2, 50, END], 2)]) == 1
-    assert shared_prefix_length([same, Example([1, 50, END], 1)]) == 0
-
-
-def test_shared_prefix_holds_no_token_of_a_response():
-    same = Example([1, 2, 3, 50, 51, END], 2)
-    assert shared_prefix_length([same, same, same]) == 1
-    without_prompt = Example([50, 51, END], 0)
-    assert shared_prefix_length([without_prompt, without_prompt]) == 0
+    # The shortest one, wherever it stands, is the beginning of the others.
+    assert shared_prefix_length([[1, 2], same, same]) == 1
+    assert shared_prefix_length([same, same, [1, 2]]) == 1
+    assert shared_prefix_length([same, [1]]) == 0
+    assert shared_prefix_length([[], []]) == 0
 
 
 # Packed = padded
@@ -214,7 +205,7 @@ def test_packed_equals_padded_in_loss_and_gradients(tiny_model, prefix_length):
 
 def test_packed_equals_padded_where_prompts_are_equal(tiny_model):
     examples = [Example([11, 12, 13, 30 + i, END], 3) for i in range(4)]
-    packed = collate_packed(examples, shared_prefix_length(examples))
+    packed = collate_packed(examples, prefix_length=2)
     assert packed["input_ids"].shape == (1, 2 + 4 * 3)
     assert_same_loss_and_gradients(tiny_model, collate_padded(examples, END), packed)
 
@@ -239,54 +230,57 @@ def test_padding_id_does_not_change_the_loss(tiny_model):
 # The order of the examples
 
 
-@pytest.mark.parametrize(("count", "batch_size"), [(20, 8), (16, 8), (3, 8), (1, 1), (5, 1)])
-def test_shuffled_batches_hold_every_index_once(count, batch_size):
-    batches = shuffled_batches(count, batch_size, seed=1)
+@pytest.mark.parametrize(
+    ("count", "batch_size", "sizes"),
+    [
+        (20, 8, [7, 7, 6]),
+        (16, 8, [8, 8]),
+        (935, 8, [8] * 116 + [7]),
+        (3, 8, [3]),
+        (9, 8, [5, 4]),
+        (1, 1, [1]),
+        (5, 1, [1] * 5),
+        (0, 8, []),
+    ],
+)
+def test_balanced_batches_hold_every_index_once(count, batch_size, sizes):
+    batches = balanced_batches(list(range(count)), batch_size, seed=1)
     assert sorted(index for batch in batches for index in batch) == list(range(count))
-    sizes = [len(batch) for batch in batches]
-    assert sizes == [batch_size] * (count // batch_size) + [count % batch_size] * (
-        count % batch_size > 0
-    )
+    assert sorted(map(len, batches), reverse=True) == sizes
 
 
-def test_shuffled_batches_are_the_same_for_the_same_seed_and_epoch_only():
-    order = shuffled_batches(50, 8, seed=3, epoch=1)
-    assert shuffled_batches(50, 8, seed=3, epoch=1) == order
-    others = [shuffled_batches(50, 8, *numbers) for numbers in ((3, 0), (3, 2), (2, 1), (4, 1))]
+def test_balanced_batches_are_the_same_for_the_same_seed_and_epoch_only():
+    lengths = [20 + i % 7 for i in range(50)]
+    order = balanced_batches(lengths, 8, seed=3, epoch=1)
+    assert balanced_batches(lengths, 8, seed=3, epoch=1) == order
+    others = [balanced_batches(lengths, 8, *numbers) for numbers in ((3, 0), (3, 2), (2, 1))]
     assert order not in others
-    assert len({str(other) for other in others}) == 4
+    assert len({str(other) for other in others}) == 3
 
 
 def test_first_batch_of_seed_0_never_changes():
-    assert shuffled_batches(935, 8, seed=0)[0] == [109, 790, 901, 507, 509, 524, 385, 366]
+    lengths = [40 + 7 * i % 61 for i in range(935)]
+    assert balanced_batches(lengths, 8, seed=0)[0] == [123, 847, 177, 771, 118, 877, 870, 34]
 
 
-def test_shuffling_leaves_the_global_random_state_alone():
+def test_token_counts_of_balanced_batches_are_alike():
+    generator = torch.Generator().manual_seed(0)
+    lengths = (20 + 100 * torch.rand(800, generator=generator) ** 3).int().tolist()
+    random = [lengths[i : i + 8] for i in range(0, 800, 8)]
+    balanced = [[lengths[i] for i in batch] for batch in balanced_batches(lengths, 8, seed=0)]
+    spread = [torch.tensor([sum(b) for b in order]).float().std() for order in (random, balanced)]
+    assert spread[1] < 0.3 * spread[0]
+
+
+def test_examples_of_equal_length_meet_others_in_every_epoch():
+    batches = [set(map(frozenset, balanced_batches([30] * 80, 8, 0, epoch))) for epoch in (0, 1)]
+    assert not batches[0] & batches[1]
+
+
+def test_batching_leaves_the_global_random_state_alone():
     state = torch.get_rng_state()
-    shuffled_batches(10, 2, seed=0)
-    grouped_batches([1, 2, 3], 2, seed=0)
+    balanced_batches([1, 2, 3], 2, seed=0)
     assert torch.equal(torch.get_rng_state(), state)
-
-
-def test_no_examples_give_no_batches():
-    assert shuffled_batches(0, 8, seed=0) == []
-    assert grouped_batches([], 8, seed=0) == []
-
-
-def test_grouped_batches_hold_every_index_once_with_neighbours_in_length():
-    lengths = [9, 2, 7, 4, 1, 8, 3, 6, 5, 10, 11]
-    batches = grouped_batches(lengths, batch_size=4, seed=0)
-    assert sorted(index for batch in batches for index in batch) == list(range(11))
-    groups = sorted(sorted(lengths[i] for i in batch) for batch in batches)
-    assert groups == [[1, 2, 3, 4], [5, 6, 7, 8], [9, 10, 11]]
-
-
-def test_grouped_batches_come_in_random_order_and_equal_lengths_mix():
-    lengths = [1] * 20 + [2] * 20
-    orders = [grouped_batches(lengths, batch_size=4, seed=seed) for seed in range(5)]
-    assert grouped_batches(lengths, batch_size=4, seed=0) == orders[0]
-    assert len({str(sorted(sorted(batch) for batch in order)) for order in orders}) == 5
-    assert len({str([lengths[batch[0]] for batch in order]) for order in orders}) == 5
 
 
 def test_loader_gives_the_batches_in_the_order_of_their_indices():

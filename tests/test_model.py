@@ -3,7 +3,16 @@ from dataclasses import replace
 import pytest
 import torch
 
-from supplementary.model import CausalLM, KVCache, ModelConfig, rotary_angles, rotate
+from supplementary.batching import pack
+from supplementary.model import (
+    CausalLM,
+    KVCache,
+    ModelConfig,
+    RMSNorm,
+    first_places,
+    rotary_angles,
+    rotate,
+)
 
 
 def tokens(*shape, seed=0):
@@ -256,11 +265,42 @@ def test_a_head_may_be_wider_than_its_share_of_the_hidden_size(make_llama):
     assert difference(logits_of(model, input_ids), expected) <= 1e-4
 
 
+def test_first_places_skip_padding_and_repeats():
+    rows = torch.tensor([[0, 1, 2, -1], [0, 1, 3, 4], [0, 1, 5, -1]])
+    assert first_places(rows, 6).tolist() == [0, 1, 2, 6, 7, 10]
+
+
+def test_sequences_packed_on_one_row_get_the_logits_that_each_gets_alone(tiny_model):
+    sequences = [[1, 2, 3, 4, 5], [1, 2, 6], [1, 2, 7, 8]]
+    batch = pack(sequences, prefix_length=2)
+    cache = KVCache(tiny_model.config, 3, 5, torch.zeros(0))
+    logits = logits_of(tiny_model, **batch, cache=cache)[0]
+    assert cache.length == 5
+    for row, sequence in zip(batch["rows"], sequences, strict=True):
+        alone = logits_of(tiny_model, torch.tensor([sequence]))[0]
+        assert difference(logits[row[: len(sequence)]], alone) <= 1e-5
+
+
+def test_normalization_is_computed_in_float32_under_autocast_too():
+    norm = RMSNorm(64, 1e-5)
+    x = 1000 * torch.randn(3, 64, generator=torch.Generator().manual_seed(0))
+    expected = x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-5)
+    for dtype in (torch.bfloat16, torch.float16):
+        with torch.autocast("cpu", dtype):
+            torch.testing.assert_close(norm(x), expected)
+
+
+def test_normalization_of_zeros_has_a_gradient():
+    x = torch.zeros(2, 8, requires_grad=True)
+    RMSNorm(8, 1e-5)(x).sum().backward()
+    torch.testing.assert_close(x.grad, torch.full((2, 8), 1e-5**-0.5))
+
+
 def test_rotation_turns_each_pair_by_its_own_angle():
     cos, sin = rotary_angles(torch.tensor([[0, 3]]), head_dim=4, theta=100.0)
-    assert cos.shape == sin.shape == (1, 1, 2, 4)
-    x = torch.tensor([1.0, 2.0, 3.0, 4.0]).expand(1, 1, 2, 4)
-    first, second = rotate(x, cos, sin)[0, 0]
+    assert cos.shape == sin.shape == (1, 2, 1, 4)
+    x = torch.tensor([1.0, 2.0, 3.0, 4.0]).expand(1, 2, 1, 4)
+    first, second = rotate(x, cos, sin)[0, :, 0]
     assert first.tolist() == [1.0, 2.0, 3.0, 4.0]
     # The angles at position 3 are 3 * 100**0 for the pair (1, 3) and 3 * 100**-0.5 for (2, 4).
     a, b = torch.tensor(3.0), torch.tensor(0.3)

@@ -7,18 +7,18 @@ from dataclasses import replace
 import pytest
 import torch
 
-from supplementary import multiple_choice
+from supplementary import training
 from supplementary.checkpoints import load_pretrained
 from supplementary.data import ROOT
 from supplementary.model import CausalLM
 from supplementary.multiple_choice import (
+    join_packed,
     letter_prompt,
     load_questions,
     log_likelihoods,
     pack_continuations,
     right_choices,
     score_options,
-    stack_rows,
     text_prompt,
 )
 
@@ -35,7 +35,7 @@ CONTINUATIONS = [" simple", " 12 kilometers to meters.", ".", " an antonym of Oc
 @pytest.fixture(autouse=True)
 def full_precision(monkeypatch):
     """Compare in float32, also where the CPU computes in bfloat16."""
-    monkeypatch.setattr(multiple_choice, "pick_precision", lambda device: torch.float32)
+    monkeypatch.setattr(training, "pick_precision", lambda device: torch.float32)
 
 
 @pytest.fixture(scope="module")
@@ -196,7 +196,7 @@ def test_the_prompt_is_computed_once_for_all_options(tiny):
 
 def test_log_likelihoods_in_bfloat16_are_close_to_those_in_float32(tiny, monkeypatch):
     expected = log_likelihoods(*tiny, PROMPT, CONTINUATIONS)
-    monkeypatch.setattr(multiple_choice, "pick_precision", lambda device: torch.bfloat16)
+    monkeypatch.setattr(training, "pick_precision", lambda device: torch.bfloat16)
     got = log_likelihoods(*tiny, PROMPT, CONTINUATIONS)
     assert got != expected
     assert got == pytest.approx(expected, rel=0.02)
@@ -206,7 +206,7 @@ def test_log_likelihoods_in_bfloat16_are_close_to_those_in_float32(tiny, monkeyp
 def test_a_known_distribution_gives_the_log_likelihoods_computed_by_hand(
     tiny, tiny_config, monkeypatch, precision
 ):
-    monkeypatch.setattr(multiple_choice, "pick_precision", lambda device: precision)
+    monkeypatch.setattr(training, "pick_precision", lambda device: precision)
     tokenizer = tiny[1]
     model = favour(tiny, tiny_config, "?", by=3.0)
     favoured, other = 3 - math.log(math.exp(3) + 319), -math.log(math.exp(3) + 319)
@@ -279,17 +279,15 @@ def test_scores_do_not_depend_on_the_batch(tiny, batch_size):
     assert torch.allclose(torch.tensor(scores), torch.tensor(alone), atol=1e-4)
 
 
-def test_stacked_rows_are_the_rows_with_padding_that_sees_only_itself(tiny):
+def test_joined_rows_keep_each_prompt_and_its_continuations_together(tiny):
     _, tokenizer = tiny
-    rows = [
-        pack_continuations(tokenizer, text, [" a", " b"])[0] for text in ("A?", "A longer one?")
+    texts = ("A?", "A longer one?")
+    packed = [pack_continuations(tokenizer, text, [" a", " bcd"])[0] for text in texts]
+    joined = join_packed(packed)
+    start = packed[0]["input_ids"].shape[1]
+    assert joined["input_ids"][0, start:].tolist() == packed[1]["input_ids"][0].tolist()
+    assert joined["labels"][0, :start].tolist() == packed[0]["labels"][0].tolist()
+    sequences = [row[row >= 0] for row in joined["rows"]]
+    assert [tokenizer.decode(joined["input_ids"][0, row].tolist()) for row in sequences] == [
+        text + ending for text in texts for ending in (" a", " bcd")
     ]
-    stacked = stack_rows(rows)
-    length, longest = (row["input_ids"].shape[1] for row in rows)
-    assert length < longest and stacked["input_ids"].shape == (2, longest)
-    assert torch.equal(stacked["input_ids"][0, :length], rows[0]["input_ids"][0])
-    assert (stacked["labels"][0, length:] == -100).all()
-    mask = stacked["attention_mask"][0]
-    assert torch.equal(mask[:length, :length], rows[0]["attention_mask"][0])
-    assert torch.equal(mask[length:], torch.eye(longest, dtype=torch.bool)[length:])
-    assert not mask[:length, length:].any()

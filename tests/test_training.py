@@ -6,11 +6,13 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from supplementary import training
-from supplementary.batching import collate_padded, shuffled_batches
+from supplementary import generation, training
+from supplementary.batching import balanced_batches, collate_padded
 from supplementary.data import Example
 from supplementary.files import read_json
+from supplementary.generation import generate
 from supplementary.lora import add_lora
 from supplementary.model import CausalLM
 from supplementary.runs import latest_checkpoint
@@ -279,11 +281,12 @@ def test_run_takes_every_example_once_an_epoch_in_the_order_of_its_seed(tiny_mod
 
     monkeypatch.setattr(training, "packed_loader", record)
     train(tiny_model, EXAMPLES, [], replace(SETTINGS, seed=5))
-    assert seen == shuffled_batches(7, 2, 5, epoch=0) + shuffled_batches(7, 2, 5, epoch=1)
+    lengths = [len(example.input_ids) for example in EXAMPLES]
+    assert seen == [*balanced_batches(lengths, 2, 5), *balanced_batches(lengths, 2, 5, epoch=1)]
 
 
 def test_history_has_one_row_a_step(tiny_model):
-    first = shuffled_batches(7, 2, SETTINGS.seed)[0]
+    first = balanced_batches([len(e.input_ids) for e in EXAMPLES], 2, SETTINGS.seed)[0]
     loss = mean_loss(tiny_model, [EXAMPLES[i] for i in first])
     rows = []
     history = train(tiny_model, EXAMPLES, [], SETTINGS, on_step=rows.append)
@@ -594,3 +597,86 @@ def test_run_does_not_depend_on_the_global_random_state(tiny_model):
     torch.manual_seed(2)
     train(twin, EXAMPLES, [], SETTINGS)
     assert_same_weights(tiny_model, weights_of(twin))
+
+
+# bfloat16: each weight is cast once
+
+
+@pytest.fixture
+def bfloat16(monkeypatch):
+    monkeypatch.setattr(training, "pick_precision", lambda device: torch.bfloat16)
+    monkeypatch.setattr(generation, "pick_precision", lambda device: torch.bfloat16)
+
+
+def count_casts(model: CausalLM, compute) -> dict[str, int]:
+    """Return how often `compute()` casts each of the matrices that linear layers multiply with."""
+    layers = {name: m for name, m in model.named_modules() if isinstance(m, torch.nn.Linear)}
+    names = {layer.weight.data_ptr(): name for name, layer in layers.items()}
+    casts = dict.fromkeys(layers, 0)
+    kinds = (torch.ops.aten._to_copy, torch.ops.aten.to)  # the second in inference mode
+
+    class Count(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            if func.overloadpacket in kinds and args[0].data_ptr() in names:
+                casts[names[args[0].data_ptr()]] += 1
+            return func(*args, **(kwargs or {}))
+
+    with Count():
+        compute()
+    return casts
+
+
+def test_full_finetuning_casts_each_weight_once_a_step(tiny_model, bfloat16):
+    optimizer = make_optimizer(tiny_model, SETTINGS)
+    parts = list(packed_loader(EXAMPLES, [[0, 1], [2, 3], [4, 5, 6]]))
+    for _ in range(2):
+        casts = count_casts(tiny_model, lambda: train_step(tiny_model, optimizer, parts, SETTINGS))
+        assert len(casts) == 15 and set(casts.values()) == {1}
+
+
+def test_lora_casts_frozen_layers_once_a_run(tiny_model, bfloat16):
+    add_lora(tiny_model, rank=2)
+    optimizer = make_optimizer(tiny_model, SETTINGS)
+    parts = list(packed_loader(EXAMPLES, [[0, 1], [2, 3]]))
+
+    def step():
+        train_step(tiny_model, optimizer, parts, SETTINGS)
+
+    first, second = count_casts(tiny_model, step), count_casts(tiny_model, step)
+    assert first.pop("lm_head") == second.pop("lm_head") == 2  # once a part
+    assert set(first.values()) == {1} and set(second.values()) == {0}
+
+
+def test_lora_notices_that_a_frozen_layer_was_changed(tiny_model, bfloat16):
+    add_lora(tiny_model, rank=2)
+    before = mean_loss(tiny_model, EXAMPLES)
+    other = CausalLM(tiny_model.config)
+    add_lora(other, rank=2)
+    tiny_model.load_state_dict(other.state_dict())
+    assert mean_loss(tiny_model, EXAMPLES) == mean_loss(other, EXAMPLES) != before
+
+
+def test_lora_can_be_trained_in_bfloat16_after_inference_mode(tiny_model, bfloat16):
+    add_lora(tiny_model, rank=2)
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        tiny_model(torch.tensor([[11, 12, 13]]))
+    optimizer = make_optimizer(tiny_model, SETTINGS)
+    loss, _, _ = train_step(tiny_model, optimizer, list(packed_loader(EXAMPLES, [[0]])), SETTINGS)
+    assert math.isfinite(loss)
+
+
+def test_generation_and_evaluation_cast_each_weight_once(tiny_model, bfloat16):
+    prompts = [[11, 12, 13], [11, 12, 14, 15], [11, 16]]
+    casts = count_casts(tiny_model, lambda: generate(tiny_model, prompts, 5, -1, batch_size=2))
+    assert set(casts.values()) == {1}
+    casts = count_casts(tiny_model, lambda: mean_loss(tiny_model, EXAMPLES, batch_size=2))
+    assert set(casts.values()) == {1}
+
+
+def test_parts_make_the_same_step_as_the_whole_batch_in_bfloat16(tiny_model, bfloat16):
+    steps = []
+    for batches in ([[0, 1, 2, 3, 4]], [[0, 1], [2, 3, 4]]):
+        model = copy.deepcopy(tiny_model)
+        parts = list(packed_loader(EXAMPLES, batches))
+        steps.append(train_step(model, make_optimizer(model, SETTINGS), parts, SETTINGS)[:2])
+    assert steps[0] == pytest.approx(steps[1], rel=0.02)

@@ -13,7 +13,7 @@ generation       -> model, batching          responses
 training         -> model, batching          the loss and the loop
 evaluation       -> answer_key               scores, intervals, tests
 reports          -> evaluation, data         the table of scores of a file of responses
-multiple_choice  -> model, batching          answers by likelihood
+multiple_choice  -> training, batching       answers by likelihood
 judge            -> prompts, files           another model's opinion, over the network
 rating           -> evaluation, files        people's opinion, in a notebook
 plots, finetune, cli   on top

@@ -8,12 +8,12 @@ Attention, normalizations and everything element-wise count as nothing.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import takewhile
 from statistics import median
 
 import torch
 from torch import Tensor
 
+from supplementary.batching import shared_prefix_length
 from supplementary.data import Example
 from supplementary.model import CausalLM
 
@@ -37,9 +37,7 @@ class Work:
 
 def count_work(examples: list[Example], batch_size: int) -> Work:
     """Count steps and tokens of one pass over the examples."""
-    prompts = [example.input_ids[: example.prompt_length - 1] for example in examples]
-    columns = zip(*prompts, strict=False)  # as many as the shortest prompt has
-    shared = len(list(takewhile(lambda ids: len(set(ids)) == 1, columns)))
+    shared = shared_prefix_length([ex.input_ids[: ex.prompt_length] for ex in examples])
     steps = math.ceil(len(examples) / batch_size)
     rest = sum(len(example.input_ids) - shared for example in examples)
     labelled = sum(len(example.input_ids) - example.prompt_length for example in examples)

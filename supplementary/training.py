@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from functools import partial
+from itertools import chain, islice
 from pathlib import Path
 
 import torch
@@ -178,15 +179,16 @@ def _steps(
     examples: list[Example], settings: TrainSettings, done: int
 ) -> Iterator[tuple[int, list[Batch]]]:
     """Yield the steps still to do: their number from 0 and the parts of their batch."""
-    step, lengths = 0, [len(example.input_ids) for example in examples]
+    step, size = 0, settings.micro_batch_size
+    lengths = [len(example.input_ids) for example in examples]
     for epoch in range(settings.epochs):
         batches = balanced_batches(lengths, settings.batch_size, settings.seed, epoch)
         skip = min(len(batches), max(0, done - step))
         step += skip
-        for batch in batches[skip:]:
-            size = settings.micro_batch_size
-            parts = [batch[i : i + size] for i in range(0, len(batch), size)]
-            yield step, list(packed_loader(examples, parts, settings.mask_prompt))
+        cut = [[b[i : i + size] for i in range(0, len(b), size)] for b in batches[skip:]]
+        loader = iter(packed_loader(examples, list(chain(*cut)), settings.mask_prompt))
+        for parts in cut:
+            yield step, list(islice(loader, len(parts)))
             step += 1
 
 

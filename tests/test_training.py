@@ -276,13 +276,14 @@ def test_run_takes_every_example_once_an_epoch_in_the_order_of_its_seed(tiny_mod
     seen = []
 
     def record(examples, batches, mask_prompt):
-        seen.append([index for part in batches for index in part])
+        seen.append(batches)
         return packed_loader(examples, batches, mask_prompt)
 
     monkeypatch.setattr(training, "packed_loader", record)
     train(tiny_model, EXAMPLES, [], replace(SETTINGS, seed=5))
     lengths = [len(example.input_ids) for example in EXAMPLES]
-    assert seen == [*balanced_batches(lengths, 2, 5), *balanced_batches(lengths, 2, 5, epoch=1)]
+    epochs = [balanced_batches(lengths, 2, 5), balanced_batches(lengths, 2, 5, epoch=1)]
+    assert seen == [[[index] for batch in epoch for index in batch] for epoch in epochs]
 
 
 def test_history_has_one_row_a_step(tiny_model):

@@ -9,6 +9,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
 
 @contextmanager
 def whole_folder(folder: Path) -> Iterator[Path]:
@@ -68,6 +72,31 @@ def read_json(path: Path):
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except ValueError as error:  # JSONDecodeError and UnicodeDecodeError are both ValueErrors
         raise ValueError(f"{path} is not valid JSON ({error}); mend or replace the file") from error
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Write tensors as a safetensors file.
+
+    Raises:
+        OSError: if it cannot be written, for instance because the disk is full.
+    """
+    contiguous = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+    try:
+        save_file(contiguous, path, metadata={"format": "pt"})
+    except SafetensorError as error:  # it hides the operating system's error
+        raise OSError(f"{path} cannot be written ({error})") from error
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Read a safetensors file.
+
+    Raises:
+        ValueError: if it is damaged.
+    """
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged ({error}); fetch or make it again") from error
 
 
 def sha256(path: Path) -> str:

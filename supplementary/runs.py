@@ -4,10 +4,9 @@ import shutil
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import nn
 
-from .files import read_json, whole_folder, write_json
+from .files import read_json, read_tensors, whole_folder, write_json, write_tensors
 
 _MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 
@@ -34,16 +33,13 @@ def write_checkpoint(
     folder = Path(run_folder) / f"checkpoint-{step:06d}"
     parameters = _trainable(model)
     moments = {
-        f"{name}.{moment}": optimizer.state[p][moment].contiguous()
+        f"{name}.{moment}": optimizer.state[p][moment]
         for name, p in parameters.items()
         for moment in _MOMENTS
     }
     with whole_folder(folder) as beside:
-        save_file(
-            {n: p.detach().contiguous() for n, p in parameters.items()},
-            beside / "weights.safetensors",
-        )
-        save_file(moments, beside / "optimizer.safetensors")
+        write_tensors(beside / "weights.safetensors", parameters)
+        write_tensors(beside / "optimizer.safetensors", moments)
         write_json(beside / "state.json", state)
     for other in _checkpoints(run_folder):
         if other != folder:
@@ -71,8 +67,8 @@ def read_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optim
     Raises:
         ValueError: if it does not belong to this model's trainable parameters; nothing is changed.
     """
-    weights = load_file(folder / "weights.safetensors")
-    moments = load_file(folder / "optimizer.safetensors")
+    weights = read_tensors(folder / "weights.safetensors")
+    moments = read_tensors(folder / "optimizer.safetensors")
     parameters = _trainable(model)
     if {n: w.shape for n, w in weights.items()} != {n: p.shape for n, p in parameters.items()}:
         raise ValueError(f"{folder} was written for another model or method; train anew")

@@ -84,7 +84,7 @@ def test_only_what_is_trained_is_written(tiny_model, tmp_path):
     optimizer = make_optimizer(tiny_model)
     take_steps(tiny_model, optimizer, 1)
     folder = write_checkpoint(tmp_path, 1, tiny_model, optimizer, STATE)
-    weights = runs.load_file(folder / "weights.safetensors")
+    weights = runs.read_tensors(folder / "weights.safetensors")
     assert len(weights) == 2 * 7 * 2
     assert all(name.endswith((".lora_A", ".lora_B")) for name in weights)
     assert names_in(folder) == ["optimizer.safetensors", "state.json", "weights.safetensors"]

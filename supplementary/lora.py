@@ -4,6 +4,7 @@ Source: Hu et al., 2021, https://arxiv.org/abs/2106.09685, section 4.1.
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -12,38 +13,29 @@ from torch.nn import functional as F
 from .model import CausalLM
 
 LEARNING_RATE = 1e-3  # ten times that of full finetuning; not tuned
+RANK = 16
+ALPHA = 32.0  # the same for every rank, as in the paper
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
-class LoRALinear(nn.Linear):
-    """A linear layer `y = x W^T + (alpha / r) x A^T B^T` in which only A and B are trained.
+class FrozenLinear(nn.Linear):
+    """A linear layer `y = x W^T` whose weight is not trained; it is shared, not copied.
 
     Args:
-        linear: the layer to adapt; its weight is shared, not copied.
-        rank: r, the rank of the update.
-        alpha: the update is scaled by `alpha / rank`.
-
-    B starts at zero, so that the layer's output is unchanged at first.
+        linear: the layer whose weight it takes.
     """
 
-    def __init__(self, linear: nn.Linear, rank: int, alpha: float) -> None:
+    def __init__(self, linear: nn.Linear) -> None:
         super().__init__(linear.in_features, linear.out_features, bias=False, device="meta")
         self.weight = linear.weight
         self.weight.requires_grad_(False)
-        self.rank = rank
-        self.scaling = alpha / rank
-        like = {"device": linear.weight.device, "dtype": torch.float32}
-        self.lora_A = nn.Parameter(torch.empty(rank, linear.in_features, **like))
-        self.lora_B = nn.Parameter(torch.zeros(linear.out_features, rank, **like))
-        nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))  # as nn.Linear and PEFT start theirs
         self._cast: tuple[tuple, Tensor] | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., in_features) to (..., out_features)."""
-        update = F.linear(self.scaling * F.linear(x, self.lora_A), self.lora_B)
-        return F.linear(x, self._frozen_weight()) + update
+        return F.linear(x, self._cast_weight())
 
-    def _frozen_weight(self) -> Tensor:
+    def _cast_weight(self) -> Tensor:
         """Return the weight in autocast's precision; as it is frozen, it is cast only once."""
         device = self.weight.device
         if not torch.is_autocast_enabled(device.type):
@@ -55,6 +47,32 @@ class LoRALinear(nn.Linear):
                 self._cast = made_of, self.weight.detach().to(dtype)
         return self._cast[1]
 
+
+class LoRALinear(FrozenLinear):
+    """A linear layer `y = x W^T + (alpha / r) x A^T B^T` in which only A and B are trained.
+
+    Args:
+        linear: the layer to adapt; its weight is shared, not copied.
+        rank: r, the rank of the update.
+        alpha: the update is scaled by `alpha / rank`.
+
+    B starts at zero, so that the layer's output is unchanged at first; A starts as `nn.Linear` and
+    PEFT start theirs.
+    """
+
+    def __init__(self, linear: nn.Linear, rank: int, alpha: float) -> None:
+        super().__init__(linear)
+        self.rank, self.scaling = rank, alpha / rank
+        like = {"device": linear.weight.device, "dtype": torch.float32}
+        self.lora_A = nn.Parameter(torch.empty(rank, linear.in_features, **like))
+        self.lora_B = nn.Parameter(torch.zeros(linear.out_features, rank, **like))
+        nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (..., in_features) to (..., out_features)."""
+        update = F.linear(self.scaling * F.linear(x, self.lora_A), self.lora_B)
+        return super().forward(x) + update
+
     def merged(self) -> nn.Linear:
         """Return a plain linear layer with the update added to its weight."""
         linear = nn.Linear(self.in_features, self.out_features, bias=False, device="meta")
@@ -63,18 +81,17 @@ class LoRALinear(nn.Linear):
         return linear
 
 
-def _replace(model: CausalLM, kind: type[nn.Module], make) -> int:
-    """Put `make(layer)` in the place of every target layer of type `kind`; return how many."""
-    count = 0
+def replace_layers(
+    model: nn.Module, kind: type[nn.Module], make: Callable[[nn.Module], nn.Module]
+) -> None:
+    """Put `make(layer)` in the place of every layer of type `kind` with a name in `TARGETS`."""
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
             if name in TARGETS and type(child) is kind:
                 setattr(parent, name, make(child))
-                count += 1
-    return count
 
 
-def add_lora(model: CausalLM, rank: int = 16, alpha: float = 32.0, seed: int = 0) -> None:
+def add_lora(model: CausalLM, rank: int = RANK, alpha: float = ALPHA, seed: int = 0) -> None:
     """Freeze `model` and put LoRA around the linear layers of attention and feed-forward, in place.
 
     Raises:
@@ -87,12 +104,12 @@ def add_lora(model: CausalLM, rank: int = 16, alpha: float = 32.0, seed: int = 0
     model.requires_grad_(False)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        _replace(model, nn.Linear, lambda linear: LoRALinear(linear, rank, alpha))
+        replace_layers(model, nn.Linear, lambda linear: LoRALinear(linear, rank, alpha))
 
 
 def merge_lora(model: CausalLM) -> None:
     """Add every update to its weight and put plain linear layers back, in place."""
-    _replace(model, LoRALinear, LoRALinear.merged)
+    replace_layers(model, LoRALinear, LoRALinear.merged)
     model.requires_grad_(True)
 
 

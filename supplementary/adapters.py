@@ -6,18 +6,18 @@ An adapter's folder has the form of the PEFT library; `PeftModel.from_pretrained
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 
-from .checkpoints import load_pretrained
+from .checkpoints import load_pretrained, prompt_style_of
 from .data import ROOT
-from .files import read_json, whole_folder, write_json
+from .files import read_json, read_tensors, whole_folder, write_json, write_tensors
 from .lora import TARGETS, LoRALinear, add_lora, merge_lora
 from .model import CausalLM
 from .tokenizer import Tokenizer
 
 ADAPTER = ROOT / "data" / "adapter"
 BASE = "HuggingFaceTB/SmolLM2-135M-Instruct"
+BASE_KEY = "base_model_name_or_path"
+FILES = ("adapter_config.json", "adapter_model.safetensors", "metrics.json", "README.md")
 _PREFIX = "base_model.model."  # what PEFT writes before a parameter's own name
 
 
@@ -33,13 +33,14 @@ def save_adapter(
         dtype: precision of the stored matrices.
 
     Raises:
+        FileExistsError: if the folder holds other files.
         ValueError: if the model has no LoRA layers.
     """
     layers = {name: m for name, m in model.named_modules() if isinstance(m, LoRALinear)}
     if not layers:
         raise ValueError("the model has no LoRA layers to save; call add_lora first")
     weights = {
-        f"{_PREFIX}{name}.{half}.weight": getattr(layer, half).detach().to(dtype).contiguous()
+        f"{_PREFIX}{name}.{half}.weight": getattr(layer, half).to(dtype)
         for name, layer in layers.items()
         for half in ("lora_A", "lora_B")
     }
@@ -47,7 +48,7 @@ def save_adapter(
     settings = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": base,
+        BASE_KEY: base,
         "r": layer.rank,
         "lora_alpha": layer.scaling * layer.rank,
         "lora_dropout": 0.0,
@@ -55,8 +56,8 @@ def save_adapter(
         "target_modules": list(TARGETS),
         "inference_mode": True,
     }
-    with whole_folder(folder) as beside:
-        save_file(weights, beside / "adapter_model.safetensors", metadata={"format": "pt"})
+    with whole_folder(folder, FILES) as beside:
+        write_tensors(beside / "adapter_model.safetensors", weights)
         write_json(beside / "adapter_config.json", settings)
 
 
@@ -69,15 +70,13 @@ def load_adapter(model: CausalLM, folder: Path) -> None:
     """
     for name in ("adapter_config.json", "adapter_model.safetensors"):
         if not (Path(folder) / name).exists():
-            raise FileNotFoundError(f"{folder} has no {name}; it is no folder of an adapter")
+            raise FileNotFoundError(
+                f"{folder} has no {name}; it is no folder of an adapter in safetensors, and "
+                "pickled ones are not read"
+            )
     settings = read_json(Path(folder) / "adapter_config.json")
     _check(settings, folder)
-    try:
-        stored = load_file(Path(folder) / "adapter_model.safetensors")
-    except SafetensorError as error:
-        raise ValueError(
-            f"{folder}: the weights are damaged ({error}); fetch them again"
-        ) from error
+    stored = read_tensors(Path(folder) / "adapter_model.safetensors")
     add_lora(model, settings["r"], settings["lora_alpha"])
     wanted = {name: p for name, p in model.named_parameters() if ".lora_" in name}
     found = {name.removeprefix(_PREFIX).removesuffix(".weight"): t for name, t in stored.items()}
@@ -110,6 +109,62 @@ def _check(settings: dict, folder: Path) -> None:
             raise ValueError(f"{folder}/adapter_config.json gives no number as {key!r}")
 
 
+def load_run(folder: Path, device: torch.device | None = None) -> tuple[CausalLM, Tokenizer]:
+    """Load the model that a run ended with.
+
+    Args:
+        folder: a run's folder, with `model/` or `adapter/` in it; a model's; or an adapter's, which
+            is put on its base model and merged.
+        device: where the model goes; the CPU if None.
+
+    Raises:
+        FileNotFoundError: if the folder holds none of these.
+        OSError, ValueError: as `load_pretrained` and `load_adapter`.
+    """
+    folder = Path(folder)
+    for model in (folder / "model", folder):
+        if (model / "config.json").exists():
+            return load_pretrained(model, device)
+    adapter = find_adapter(folder)
+    if adapter is None:
+        raise FileNotFoundError(
+            f"{folder} holds no finished run, no model and no adapter; give the folder that "
+            "`finetune` wrote as --out"
+        )
+    model, tokenizer = load_base(adapter, device)
+    load_adapter(model, adapter)
+    merge_lora(model)
+    return model, tokenizer
+
+
+def find_adapter(folder: Path) -> Path | None:
+    """Return the adapter's folder of a run, or `folder` if it is one; None if there is none."""
+    places = (Path(folder) / "adapter", Path(folder))
+    return next((place for place in places if (place / "adapter_config.json").exists()), None)
+
+
+def load_base(adapter: Path, device: torch.device | None = None) -> tuple[CausalLM, Tokenizer]:
+    """Load the model that an adapter belongs to, as its configuration names it.
+
+    The workshop's copy, with its 4-bit weights, stands for the original of that name.
+    """
+    base = read_json(adapter / "adapter_config.json").get(BASE_KEY)
+    return load_pretrained(None if base == BASE else base, device)
+
+
+def find_prompt_style(folder: Path) -> str | None:
+    """Return the prompt style that a run, a model or an adapter was trained with, if files say it.
+
+    Args:
+        folder: as for `load_run`; its `metrics.json`, that of the run around it, and the chat
+            template are looked at, in this order.
+    """
+    for metrics in (Path(folder) / "metrics.json", Path(folder).parent / "metrics.json"):
+        if metrics.exists():
+            return read_json(metrics)["prompt_style"]
+    return prompt_style_of(folder)
+
+
 def load_finetuned(
     run: Path | str | None = "runs/finetune", device: torch.device | None = None
 ) -> tuple[CausalLM, Tokenizer]:
@@ -131,7 +186,4 @@ def load_finetuned(
             return load_pretrained(folder, device)
     reason = f", as {run} holds no finished run" if run else ""
     print(f"finetuned weights: the workshop's adapter{reason}")
-    model, tokenizer = load_pretrained(device=device)
-    load_adapter(model, ADAPTER)
-    merge_lora(model)
-    return model, tokenizer
+    return load_run(ADAPTER, device)

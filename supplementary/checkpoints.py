@@ -1,4 +1,4 @@
-"""Pretrained weights: read from GGUF files and Hugging Face folders, and written as the latter.
+"""Models as folders in Hugging Face's form, read and written; `load_pretrained` reads GGUF, too.
 
 Only GGUF and safetensors files are read, never pickles, which can run code.
 """
@@ -6,31 +6,17 @@ Only GGUF and safetensors files are read, never pickles, which can run code.
 import re
 from pathlib import Path
 
-import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from .download import fetch_default_model, fetch_repository
-from .files import read_json, whole_folder, write_json
-from .model import CausalLM, ModelConfig
-from .tokenizer import Tokenizer, describe_gguf_tokenizer
+from .files import read_json, read_tensors, whole_folder, write_json, write_tensors
+from .gguf_files import read_gguf
+from .model import CausalLM, ModelConfig, plain_weights
+from .templates import chat_template, style_of_template
+from .tokenizer import Tokenizer
 
-_GGUF_NAMES = {  # GGUF name -> Hugging Face name
-    "token_embd": "model.embed_tokens",
-    "output_norm": "model.norm",
-    "output": "lm_head",
-    "attn_norm": "input_layernorm",
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-    "ffn_norm": "post_attention_layernorm",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
-}
+FILES = ("config.json", "generation_config.json", "model*.safetensors*", "tokenizer*.json")
 
 
 def load_pretrained(
@@ -93,74 +79,6 @@ def build_model(config: ModelConfig, weights: dict[str, Tensor]) -> CausalLM:
     return model.eval()
 
 
-def read_gguf(path: Path) -> tuple[ModelConfig, dict[str, Tensor], Tokenizer]:
-    """Read a GGUF file of the Llama architecture; quantized weights become float32.
-
-    Raises:
-        ValueError: if it is no GGUF file, or of another architecture or tokenizer.
-    """
-    from gguf import GGUFReader, dequantize
-
-    try:
-        reader = GGUFReader(path)
-    except Exception as error:  # the reader fails in many ways on files that are something else
-        raise ValueError(f"{path} is no whole GGUF file ({error})") from error
-    fields = {name: field.contents() for name, field in reader.fields.items()}
-    architecture = fields.get("general.architecture")
-    if architecture != "llama" or fields.get("tokenizer.ggml.model") != "gpt2":
-        raise ValueError(
-            f"{path} holds a {architecture!r} model with a {fields.get('tokenizer.ggml.model')!r} "
-            "tokenizer; supported is 'llama' with a byte-level tokenizer ('gpt2')"
-        )
-    scaling = fields.get("llama.rope.scaling.type", "none")
-    if scaling != "none":
-        raise ValueError(f"{path}: llama.rope.scaling.type is {scaling!r}; it is not supported")
-    heads, size = fields["llama.attention.head_count"], fields["llama.embedding_length"]
-    names = {tensor.name for tensor in reader.tensors}
-    config = ModelConfig(
-        vocab_size=len(fields["tokenizer.ggml.tokens"]),
-        hidden_size=size,
-        intermediate_size=fields["llama.feed_forward_length"],
-        num_hidden_layers=fields["llama.block_count"],
-        num_attention_heads=heads,
-        num_key_value_heads=fields.get("llama.attention.head_count_kv", heads),
-        head_dim=fields.get("llama.rope.dimension_count", size // heads),
-        max_position_embeddings=fields["llama.context_length"],
-        rope_theta=fields.get("llama.rope.freq_base", 10000.0),
-        rms_norm_eps=fields["llama.attention.layer_norm_rms_epsilon"],
-        tie_word_embeddings="output.weight" not in names,
-    )
-    weights = {}
-    for tensor in reader.tensors:
-        layer = re.match(r"blk\.(\d+)\.", tensor.name)
-        part, _, kind = tensor.name.removeprefix(layer[0] if layer else "").rpartition(".")
-        if part not in _GGUF_NAMES or kind != "weight":
-            raise ValueError(f"{path} holds a tensor {tensor.name!r}, which this model has not")
-        name = _GGUF_NAMES[part]
-        dequantized = dequantize(tensor.data, tensor.tensor_type)
-        # Only what still lies in the file, which is read-only, is copied.
-        values = torch.from_numpy(np.require(dequantized, requirements="W"))
-        if name.endswith(("q_proj", "k_proj")):
-            values = _undo_rotary_order(values, config.head_dim)
-        prefix = f"model.layers.{layer[1]}." if layer else ""
-        weights[f"{prefix}{name}.weight"] = values
-    description = describe_gguf_tokenizer(
-        fields["tokenizer.ggml.tokens"],
-        fields["tokenizer.ggml.merges"],
-        fields["tokenizer.ggml.token_type"],
-        fields["tokenizer.ggml.pre"],
-    )
-    return config, weights, Tokenizer(description, fields["tokenizer.ggml.eos_token_id"])
-
-
-def _undo_rotary_order(weight: Tensor, head_dim: int) -> Tensor:
-    """Put the rows of a query or key matrix back into Hugging Face's order.
-
-    llama.cpp rotates neighbouring dimensions (2i, 2i + 1), Hugging Face (i, i + D/2).
-    """
-    return weight.view(-1, head_dim // 2, 2, weight.shape[1]).transpose(1, 2).reshape(weight.shape)
-
-
 def read_folder(folder: Path) -> tuple[ModelConfig, dict[str, Tensor], Tokenizer]:
     """Read a folder in Hugging Face's form: configuration, safetensors and `tokenizer.json`.
 
@@ -177,10 +95,7 @@ def read_folder(folder: Path) -> tuple[ModelConfig, dict[str, Tensor], Tokenizer
         raise FileNotFoundError(f"{folder} has no model.safetensors; pickled weights are not read")
     weights = {}
     for file in files:
-        try:
-            weights |= load_file(file)
-        except SafetensorError as error:
-            raise ValueError(f"{file} is damaged ({error}); fetch or make it again") from error
+        weights |= read_tensors(file)
     config = _config_from_folder(settings, folder)
     tokenizer = Tokenizer(read_json(folder / "tokenizer.json"), _eos_token_id(settings, folder))
     return config, weights, tokenizer
@@ -223,25 +138,72 @@ def _eos_token_id(settings: dict, folder: Path) -> int:
     return eos
 
 
-def save_folder(model: CausalLM, tokenizer: Tokenizer, folder: Path) -> None:
+def save_pretrained(
+    model: CausalLM, tokenizer: Tokenizer, folder: Path, prompt_style: str = "alpaca"
+) -> None:
     """Write a model and its tokenizer as a folder in Hugging Face's form, whole or not at all.
 
-    Whatever `folder` held before is replaced. The weights keep their precision.
+    `transformers` loads it with `AutoModelForCausalLM` and `AutoTokenizer`, whose chat template
+    gives the prompt that the model was trained on. A model that `folder` held before is replaced.
+    The weights keep their precision.
+
+    Args:
+        model: the model.
+        tokenizer: its tokenizer.
+        folder: where to write.
+        prompt_style: the prompt format that the model was trained on.
+
+    Raises:
+        FileExistsError: if `folder` is a file or holds anything but a model.
+        OSError: if something cannot be written; `folder` is as it was.
+        ValueError: if the model has LoRA layers.
     """
-    weights = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
-    if model.config.tie_word_embeddings:
-        del weights["lm_head.weight"]
-    eos = tokenizer.eos_token_id
+    weights = plain_weights(model)
+    ends = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
     settings = {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
         "hidden_act": "silu",
         **vars(model.config),
         "torch_dtype": str(model.lm_head.weight.dtype).removeprefix("torch."),
-        "eos_token_id": eos,
-        "pad_token_id": tokenizer.pad_token_id,
+        **ends,
     }
-    with whole_folder(folder) as beside:
-        save_file(weights, beside / "model.safetensors", metadata={"format": "pt"})
+    with whole_folder(folder, FILES) as beside:
+        write_tensors(beside / "model.safetensors", weights)
         write_json(beside / "config.json", settings)
-        write_json(beside / "tokenizer.json", tokenizer.description)
+        write_json(beside / "generation_config.json", {**ends, "do_sample": False})
+        save_tokenizer(tokenizer, beside, prompt_style, model.config.max_position_embeddings)
+
+
+def save_tokenizer(tokenizer: Tokenizer, folder: Path, prompt_style: str, context: int) -> None:
+    """Write `tokenizer.json`, and `tokenizer_config.json` with the chat template, into a folder.
+
+    Args:
+        tokenizer: the tokenizer.
+        folder: an existing folder.
+        prompt_style: the prompt format that the model was trained on.
+        context: most tokens that the model reads.
+    """
+    eos_token = tokenizer.eos_token
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "eos_token": eos_token,
+        "pad_token": eos_token,
+        "model_max_length": context,
+        "model_input_names": ["input_ids", "attention_mask"],
+        "clean_up_tokenization_spaces": False,
+        "chat_template": chat_template(prompt_style),
+    }
+    write_json(folder / "tokenizer.json", tokenizer.description)
+    write_json(folder / "tokenizer_config.json", settings)
+
+
+def prompt_style_of(folder: Path) -> str | None:
+    """Return the prompt style whose chat template a model's folder holds; None if it has none."""
+    path = Path(folder) / "tokenizer_config.json"
+    settings = read_json(path) if path.exists() else {}
+    template = settings.get("chat_template") if isinstance(settings, dict) else None
+    alone = Path(folder) / "chat_template.jinja"  # where newer versions of transformers put it
+    if alone.exists():
+        template = alone.read_text(encoding="utf-8")
+    return style_of_template(template) if isinstance(template, str) else None

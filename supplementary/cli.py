@@ -1,20 +1,19 @@
-"""The command line: `python -m supplementary finetune`, `evaluate` and `chat`."""
+"""The command line: `python -m supplementary finetune`, `evaluate`, `chat` and `export`."""
 
 import argparse
 import sys
 from pathlib import Path
 
-from .checkpoints import load_pretrained
-from .data import encode_prompt
-from .files import read_json, write_json
+from .adapters import find_prompt_style, load_run
+from .chat import stream_response
+from .export import FORMATS, export_run
+from .files import write_json
 from .finetune import METHODS, RunSettings, format_metrics, run_finetuning
-from .generation import generate_steps
-from .hardware import autocast, pick_device, pick_precision
+from .gguf_files import QUANTIZATIONS
+from .hardware import pick_device
 from .lora import LEARNING_RATE as LORA_LEARNING_RATE
-from .model import CausalLM
 from .prompts import PROMPT_STYLES, Entry
 from .reports import format_report, load_responses, score_responses
-from .tokenizer import Tokenizer
 from .training import TrainSettings
 
 
@@ -57,6 +56,8 @@ def _parser() -> argparse.ArgumentParser:
     tune.add_argument("--out", type=Path, default=run.out, help="folder of the run (%(default)s)")
     tune.add_argument("--model", help="folder, GGUF file or owner/name; else the workshop's model")
     tune.add_argument("--method", choices=METHODS, default=run.method)
+    tune.add_argument("--rank", type=_positive(int), default=run.rank, help="of LoRA (%(default)s)")
+    tune.add_argument("--train-entries", type=_positive(int), help="use only so many of them")
     tune.add_argument("--prompt-style", choices=PROMPT_STYLES, default=run.prompt_style)
     tune.add_argument("--epochs", type=_positive(int), default=settings.epochs)
     tune.add_argument("--lr", type=_positive(float), help=f"largest learning rate ({rates})")
@@ -77,6 +78,13 @@ def _parser() -> argparse.ArgumentParser:
     chat.add_argument("--prompt-style", choices=PROMPT_STYLES, help="else the run's, or alpaca")
     chat.add_argument("--temperature", type=float, default=0.0, help="0 takes the likeliest token")
     chat.add_argument("--max-new-tokens", type=_positive(int), default=200)
+
+    out = commands.add_parser("export", help="write a finished run for other programs")
+    out.set_defaults(command=_export)
+    out.add_argument("--run", type=Path, default=run.out, help="folder of the run (%(default)s)")
+    out.add_argument("--format", choices=FORMATS, required=True, dest="form")
+    out.add_argument("--out", type=Path, required=True, help="folder to make")
+    out.add_argument("--quantization", choices=QUANTIZATIONS, default="f16", help="of gguf")
     return parser
 
 
@@ -86,6 +94,8 @@ def _finetune(options: argparse.Namespace) -> None:
         out=options.out,
         model=options.model,
         method=options.method,
+        rank=options.rank,
+        train_entries=options.train_entries,
         prompt_style=options.prompt_style,
         resume=options.resume,
         overwrite=options.overwrite,
@@ -115,17 +125,22 @@ def _chat(options: argparse.Namespace) -> None:
     folder = options.model
     if not folder.is_dir():
         raise ValueError(f"no folder {folder}; give the folder that `finetune` wrote as --out")
-    style = options.prompt_style
-    if style is None:
-        metrics = folder / "metrics.json"
-        style = read_json(metrics)["prompt_style"] if metrics.exists() else "alpaca"
-    inner = folder / "model"
-    model, tokenizer = load_pretrained(inner if inner.is_dir() else folder, pick_device())
-    print("Type an instruction; an empty line ends the chat.")
+    style = options.prompt_style or find_prompt_style(folder) or "alpaca"
+    model, tokenizer = load_run(folder, pick_device())
+    print(f"Type an instruction ({style} format); an empty line ends the chat.")
     while instruction := _read_line():
+        entry: Entry = {"instruction": instruction, "input": "", "output": ""}
         try:
-            entry: Entry = {"instruction": instruction, "input": "", "output": ""}
-            _print_response(model, tokenizer, entry, style, options)
+            stream_response(
+                model,
+                tokenizer,
+                entry,
+                lambda text: print(text, end="", flush=True),
+                style,
+                options.max_new_tokens,
+                options.temperature,
+            )
+            print()
         except ValueError as error:  # for instance an instruction longer than the context
             print(f"error: {error}", file=sys.stderr)
 
@@ -137,18 +152,6 @@ def _read_line() -> str:
         return ""
 
 
-def _print_response(
-    model: CausalLM, tokenizer: Tokenizer, entry: Entry, style: str, options: argparse.Namespace
-) -> None:
-    """Print a response while it is generated, whole characters only."""
-    prompt = encode_prompt(entry, tokenizer, style)
-    limit, eos = options.max_new_tokens, tokenizer.eos_token_id
-    tokens, shown = [], 0
-    with autocast(model.device, pick_precision(model.device)):
-        for step in generate_steps(model, [prompt], limit, eos, options.temperature):
-            tokens.append(step[0][1])
-            text = tokenizer.decode(tokens)
-            if not text.endswith("\ufffd"):
-                print(text[shown:], end="", flush=True)
-                shown = len(text)
-    print()
+def _export(options: argparse.Namespace) -> None:
+    export_run(options.run, options.form, options.out, options.quantization)
+    print(f"written to {options.out}")

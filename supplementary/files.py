@@ -14,13 +14,33 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 
+def _refuse_others(folder: Path, replaces: tuple[str, ...]) -> None:
+    """Raise FileExistsError if `folder` is a file or holds something that is not to be replaced."""
+    if folder.exists() and not folder.is_dir():
+        raise FileExistsError(f"{folder} is a file; give another folder")
+    for path in folder.iterdir() if folder.exists() else ():
+        if path.is_dir() or not any(path.match(pattern) for pattern in replaces):
+            raise FileExistsError(
+                f"{folder} holds {path.name}, which would be lost; give another folder, or move "
+                "it away"
+            )
+
+
 @contextmanager
-def whole_folder(folder: Path) -> Iterator[Path]:
+def whole_folder(folder: Path, replaces: tuple[str, ...] = ()) -> Iterator[Path]:
     """Give an empty folder to write in; it takes the place of `folder` when the block ends well.
 
     If the block fails, `folder` stays as it was.
+
+    Args:
+        folder: where the new folder will be.
+        replaces: patterns of the files that `folder` may hold already, and that are then gone.
+
+    Raises:
+        FileExistsError: if `folder` is a file, or holds anything else.
     """
     folder = Path(folder)
+    _refuse_others(folder, replaces)
     folder.parent.mkdir(parents=True, exist_ok=True)
     beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
@@ -29,6 +49,7 @@ def whole_folder(folder: Path) -> Iterator[Path]:
         for path in beside.rglob("*"):  # some writers give files to their owner alone
             path.chmod(0o755 if path.is_dir() else 0o644)
         if folder.exists():
+            _refuse_others(folder, replaces)  # it may have been filled meanwhile
             old = Path(tempfile.mkdtemp(prefix=f".{folder.name}-old-", dir=folder.parent))
             folder.replace(old / folder.name)
             beside.replace(folder)
@@ -91,12 +112,16 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     """Read a safetensors file.
 
     Raises:
-        ValueError: if it is damaged.
+        ValueError: if it is damaged, or holds an infinite number or NaN.
     """
     try:
-        return load_file(path)
+        tensors = load_file(path)
     except SafetensorError as error:
         raise ValueError(f"{path} is damaged ({error}); fetch or make it again") from error
+    for name, tensor in tensors.items():
+        if not tensor.isfinite().all():
+            raise ValueError(f"{path} is damaged ({name} is not finite); fetch or make it again")
+    return tensors
 
 
 def sha256(path: Path) -> str:

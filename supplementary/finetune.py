@@ -12,7 +12,7 @@ import torch
 
 from . import lora
 from .adapters import BASE, save_adapter
-from .checkpoints import load_pretrained, save_folder
+from .checkpoints import load_pretrained, save_pretrained
 from .data import DATA, Example, Splits, encode_entries, load_entries, split_entries
 from .files import sha256, whole_file, write_json
 from .generation import respond
@@ -40,6 +40,8 @@ class RunSettings:
         out: folder of the run.
         model: what `load_pretrained` takes; None for the workshop's model.
         method: "full" or "lora".
+        rank: the rank of LoRA.
+        train_entries: how many of the training entries to use, from the first on; None for all.
         prompt_style: a name in `PROMPT_STYLES`.
         resume: go on with the run in `out`.
         overwrite: replace the run in `out`.
@@ -49,6 +51,8 @@ class RunSettings:
     out: Path = Path("runs/finetune")
     model: str | None = None
     method: str = "full"
+    rank: int = lora.RANK
+    train_entries: int | None = None
     prompt_style: str = "alpaca"
     resume: bool = False
     overwrite: bool = False
@@ -123,8 +127,10 @@ def run_finetuning(run: RunSettings, settings: TrainSettings) -> dict:
     with clock.phase("measuring before"):
         loss_before, before = _measure(model, tokenizer, examples, test, run.prompt_style)
     if run.method == "lora":
-        lora.add_lora(model, seed=settings.seed)
+        lora.add_lora(model, run.rank, seed=settings.seed)
     trainable, total = lora.count_parameters(model)
+    local = run.model and Path(run.model).exists()
+    source = str(Path(run.model).absolute()) if local else run.model
     if run.overwrite and run.out.exists():
         shutil.rmtree(run.out)
     with clock.phase("training"):
@@ -132,7 +138,7 @@ def run_finetuning(run: RunSettings, settings: TrainSettings) -> dict:
             model, examples["train"], examples["validation"], settings, run.out, run.resume
         )
     if run.method == "lora":
-        save_adapter(model, run.out / "adapter", run.model or BASE)
+        save_adapter(model, run.out / "adapter", source or BASE)
         lora.merge_lora(model)
     with clock.phase("measuring after"):
         loss_after, after = _measure(model, tokenizer, examples, test, run.prompt_style)
@@ -141,15 +147,16 @@ def run_finetuning(run: RunSettings, settings: TrainSettings) -> dict:
         for entry, first, second in zip(test, before, after, strict=True)
     ]
     with clock.phase("writing"):
-        save_folder(model, tokenizer, run.out / "model")
+        save_pretrained(model, tokenizer, run.out / "model", run.prompt_style)
         write_json(run.out / "responses.json", rows)
         with whole_file(run.out / "loss.png") as beside:
             plot_losses(history).savefig(beside, format="png", dpi=150)
     metrics = {
         "data": str(run.data),
         "data_sha256": sha256(run.data),
-        "model": run.model or "SmolLM2-135M-Instruct",
+        "model": source or "SmolLM2-135M-Instruct",
         "method": run.method,
+        "lora": {"rank": run.rank, "alpha": lora.ALPHA} if run.method == "lora" else None,
         "prompt_style": run.prompt_style,
         "settings": asdict(settings),
         "entries": {name: len(part) for name, part in examples.items()},
@@ -175,6 +182,7 @@ def _encode(
     limit = min(MAX_LENGTH, context)
     starts = {"train": 0, "test": len(splits.train)}
     starts["validation"] = starts["test"] + len(splits.test)
+    splits = splits._replace(train=splits.train[: run.train_entries])
     for name, start in starts.items():
         entries = getattr(splits, name)
         examples[name], reasons = encode_entries(entries, tokenizer, run.prompt_style, limit)

@@ -325,3 +325,17 @@ class CausalLM(nn.Module):
         if cache is not None:
             cache.length += T if rows is None else rows.shape[1]
         return self.lm_head(self.model.norm(x))
+
+
+def plain_weights(model: CausalLM) -> dict[str, Tensor]:
+    """Return the weights by name, tied ones once.
+
+    Raises:
+        ValueError: if layers are wrapped, so that the weights alone are not the model.
+    """
+    weights = dict(model.state_dict())
+    if any(".lora_" in name for name in weights):
+        raise ValueError("the model has LoRA layers; merge_lora it, or save_adapter saves them")
+    if model.config.tie_word_embeddings:
+        del weights["lm_head.weight"]
+    return weights

@@ -90,9 +90,10 @@ class BlindRating:
         else:
             row = self.rows[self.order[rated]]
             left, right = (row[f"response_{name}"] for name in self._names())
-            cells = "".join(f"<td style='{_CELL}'>{_escape(text)}</td>" for text in (left, right))
+            cells = "".join(f"<td style='{_CELL}'>{show_text(text)}</td>" for text in (left, right))
             self.text.value = (
-                f"<p><b>{_escape(user_text(row))}</b></p><p>Reference: {_escape(row['output'])}</p>"
+                f"<p><b>{show_text(user_text(row))}</b></p>"
+                f"<p>Reference: {show_text(row['output'])}</p>"
                 f"<table><tr><th>left</th><th>right</th></tr><tr>{cells}</tr></table>"
             )
         rate = self.win_rate()
@@ -106,6 +107,6 @@ class BlindRating:
 _CELL = "vertical-align: top; width: 28em; padding: 0.5em; text-align: left"
 
 
-def _escape(text: str) -> str:
-    """Show generated text as text: it may hold HTML."""
+def show_text(text: str) -> str:
+    """Return generated text as HTML that shows it as text; it may itself hold HTML."""
     return html.escape(text).replace("\n", "<br>")

@@ -37,7 +37,7 @@ def write_checkpoint(
         for name, p in parameters.items()
         for moment in _MOMENTS
     }
-    with whole_folder(folder) as beside:
+    with whole_folder(folder, ("*.safetensors", "state.json")) as beside:
         write_tensors(beside / "weights.safetensors", parameters)
         write_tensors(beside / "optimizer.safetensors", moments)
         write_json(beside / "state.json", state)

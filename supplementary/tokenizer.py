@@ -86,6 +86,17 @@ class Tokenizer:
         return self.eos_token_id
 
     @cached_property
+    def eos_token(self) -> str:
+        """The end-of-text token as text.
+
+        Raises:
+            ValueError: if there is no token of that id.
+        """
+        if self.eos_token_id >= self.vocab_size:
+            raise ValueError(f"the end-of-text id {self.eos_token_id} is no token's id")
+        return self.decode([self.eos_token_id])
+
+    @cached_property
     def encoding(self) -> tiktoken.Encoding:
         """The `tiktoken.Encoding` that does the work."""
         model = self.description["model"]
@@ -172,7 +183,7 @@ def describe_gguf_tokenizer(
     Args:
         tokens: `tokenizer.ggml.tokens`, one string for each id.
         merges: `tokenizer.ggml.merges`, in order of rank.
-        types: `tokenizer.ggml.token_type`; 3 marks a control token.
+        types: `tokenizer.ggml.token_type`; 3 marks a control token, 4 another added one.
         pre: `tokenizer.ggml.pre`, the name of the pre-tokenizer.
 
     Raises:
@@ -184,17 +195,17 @@ def describe_gguf_tokenizer(
             f"known: {', '.join(GGUF_PRE_TOKENIZERS)}"
         )
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
-    special = [
-        {"id": i, "content": token, **flags, "special": True}
+    added = [
+        {"id": i, "content": token, **flags, "special": types[i] == 3}
         for i, token in enumerate(tokens)
-        if types[i] == 3
+        if types[i] in (3, 4)
     ]
     steps = GGUF_PRE_TOKENIZERS[pre]
     return {
         "version": "1.0",
         "truncation": None,
         "padding": None,
-        "added_tokens": special,
+        "added_tokens": added,
         "normalizer": None,
         "pre_tokenizer": {"type": "Sequence", "pretokenizers": steps},
         "post_processor": None,

@@ -1,5 +1,6 @@
 """Fixtures that several test modules share: tiny models, a tiny tokenizer, the real model."""
 
+import copy
 import json
 import os
 from pathlib import Path
@@ -7,8 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from supplementary.adapters import ADAPTER, load_adapter
 from supplementary.checkpoints import load_pretrained
 from supplementary.download import fetch_default_model
+from supplementary.lora import merge_lora
 from supplementary.model import CausalLM, ModelConfig
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no unit test needs the network
@@ -48,6 +51,16 @@ def pretrained(gguf_reader):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("gguf.GGUFReader", lambda path: gguf_reader)
         return load_pretrained()
+
+
+@pytest.fixture(scope="session")
+def finetuned(pretrained):
+    """The workshop's model with its adapter, and the tokenizer; no test may change them."""
+    model, tokenizer = pretrained
+    model = copy.deepcopy(model)
+    load_adapter(model, ADAPTER)
+    merge_lora(model)
+    return model, tokenizer
 
 
 @pytest.fixture(scope="session")

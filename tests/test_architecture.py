@@ -11,10 +11,12 @@ MODULE = Path(__file__).resolve().parent.parent / "supplementary"
 # Each file may import only files that stand before it.
 ORDER = [
     "prompts tokenizer model hardware files answer_key",
-    "data download lora",
-    "checkpoints batching evaluation judge",
-    "adapters generation runs reports rating",
-    "training",
+    "data download lora templates",
+    "gguf_files batching evaluation judge",
+    "checkpoints generation runs reports rating",
+    "adapters chat",
+    "cards",
+    "training export chat_box",
     "plots multiple_choice",
     "finetune",
     "cli",

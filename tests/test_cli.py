@@ -75,6 +75,31 @@ def test_ten_entries_are_enough_for_a_run_that_writes_all_its_files(finetune, tm
     assert "validation loss" in shown and "exact match" in shown
 
 
+def test_rank_and_number_of_training_entries_are_taken_and_recorded(finetune, tmp_path):
+    assert finetune("--method", "lora", "--rank", "2", "--train-entries", "3") == 0
+    run = tmp_path / "run"
+    metrics = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
+    assert metrics["entries"] == {"train": 3, "test": 1, "validation": 1}
+    assert metrics["lora"] == {"rank": 2, "alpha": 32.0}
+    settings = json.loads((run / "adapter" / "adapter_config.json").read_text(encoding="utf-8"))
+    assert (settings["r"], settings["lora_alpha"]) == (2, 32.0)
+    (response,) = json.loads((run / "responses.json").read_text(encoding="utf-8"))
+    assert response["instruction"] == "Say the number 8."  # the test part is the same
+
+
+def test_a_full_run_records_no_lora(finetune, tmp_path):
+    assert finetune() == 0
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text(encoding="utf-8"))
+    assert metrics["lora"] is None
+
+
+@pytest.mark.parametrize("option", ["--rank", "--train-entries"])
+def test_numbers_that_must_be_positive_are_checked(finetune, capsys, option):
+    with pytest.raises(SystemExit):
+        finetune(option, "0")
+    assert f"argument {option}: invalid positive int value" in capsys.readouterr().err
+
+
 def test_five_thousand_entries_are_read_and_split(finetune, data, tmp_path, monkeypatch):
     monkeypatch.setattr("supplementary.finetune.MAX_NEW_TOKENS", 2)  # a random model never stops
     monkeypatch.setattr("supplementary.cli.TrainSettings.micro_batch_size", 32)  # fewer, larger
@@ -95,6 +120,31 @@ def test_every_method_and_style_runs_and_can_be_chatted_with(
     capsys.readouterr()
     assert main(["chat", "--model", str(tmp_path / "run"), "--max-new-tokens", "5"]) == 0
     assert len(capsys.readouterr().out.splitlines()) >= 2
+
+
+def test_an_exported_model_is_chatted_with_in_the_style_it_was_trained_on(
+    finetune, tmp_path, monkeypatch
+):
+    assert finetune("--prompt-style", "chatml") == 0
+    out = tmp_path / "out"
+    options = ["--run", str(tmp_path / "run"), "--format", "hf", "--out", str(out)]
+    assert main(["export", *options]) == 0
+    styles = []
+    answers = iter(["Say the number 3.", ""])
+    monkeypatch.setattr("builtins.input", lambda prompt: next(answers))
+    monkeypatch.setattr("supplementary.cli.stream_response", lambda *given: styles.append(given[4]))
+    assert main(["chat", "--model", str(out)]) == 0
+    assert styles == ["chatml"]
+
+
+@pytest.mark.parametrize("part", ["model", "adapter"])
+def test_a_part_of_a_run_is_chatted_with_in_the_runs_style(finetune, tmp_path, monkeypatch, part):
+    assert finetune("--prompt-style", "phi3", "--method", "lora") == 0
+    styles, answers = [], iter(["Say the number 3.", ""])
+    monkeypatch.setattr("builtins.input", lambda prompt: next(answers))
+    monkeypatch.setattr("supplementary.cli.stream_response", lambda *given: styles.append(given[4]))
+    assert main(["chat", "--model", str(tmp_path / "run" / part)]) == 0
+    assert styles == ["phi3"]
 
 
 def test_the_adapter_of_a_lora_run_gives_the_base_model_the_weights_of_its_model(

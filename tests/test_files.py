@@ -3,8 +3,37 @@ import json
 import threading
 
 import pytest
+import torch
 
-from supplementary.files import read_json, sha256, whole_file, whole_folder, write_json
+from supplementary.files import (
+    read_json,
+    read_tensors,
+    sha256,
+    whole_file,
+    whole_folder,
+    write_json,
+    write_tensors,
+)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("-inf")])
+def test_tensors_with_numbers_that_are_none_are_damaged_and_named(tmp_path, value):
+    path = tmp_path / "model.safetensors"
+    write_tensors(path, {"good": torch.zeros(2), "bad": torch.tensor([0, value]).bfloat16()})
+    with pytest.raises(ValueError, match=r"model\.safetensors is damaged \(bad is not finite\)"):
+        read_tensors(path)
+
+
+def test_tensors_come_back_as_they_were_written(tmp_path):
+    tensors = {
+        "steps": torch.tensor(3),
+        "transposed": torch.arange(6).reshape(2, 3).T,
+        "half": torch.rand(4).bfloat16().requires_grad_(),
+    }
+    write_tensors(tmp_path / "t.safetensors", tensors)
+    found = read_tensors(tmp_path / "t.safetensors")
+    assert found.keys() == tensors.keys()
+    assert all(torch.equal(found[name], tensor) for name, tensor in tensors.items())
 
 
 def names(folder):
@@ -81,7 +110,7 @@ def test_a_whole_folder_takes_the_place_of_all_that_the_old_one_held(tmp_path):
     folder = tmp_path / "model"
     folder.mkdir()
     (folder / "old").touch()
-    with whole_folder(folder) as beside:
+    with whole_folder(folder, ("o*",)) as beside:
         assert names(beside) == []
         (beside / "new").touch()
         assert names(folder) == ["old"]
@@ -94,11 +123,44 @@ def test_a_failed_block_leaves_the_old_folder_and_nothing_else(tmp_path, error):
     folder = tmp_path / "model"
     folder.mkdir()
     (folder / "old").touch()
-    with pytest.raises(error), whole_folder(folder) as beside:
+    with pytest.raises(error), whole_folder(folder, ("old",)) as beside:
         (beside / "half").touch()
         raise error
     assert names(folder) == ["old"]
     assert names(tmp_path) == ["model"]
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_a_folder_that_holds_something_else_is_refused_and_stays(tmp_path, kind):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "old").touch()
+    (folder / "older").touch() if kind == "file" else (folder / "older").mkdir()
+    with (
+        pytest.raises(FileExistsError, match=r"model holds older, which would be lost"),
+        whole_folder(folder, ("old",)),
+    ):
+        raise AssertionError("the block was entered")
+    assert names(folder) == ["old", "older"]
+    assert names(tmp_path) == ["model"]
+
+
+def test_a_folder_that_is_filled_meanwhile_stays(tmp_path):
+    folder = tmp_path / "model"
+    with pytest.raises(FileExistsError, match="holds precious"), whole_folder(folder) as beside:
+        (beside / "new").touch()
+        folder.mkdir()
+        (folder / "precious").touch()
+    assert names(folder) == ["precious"]
+    assert names(tmp_path) == ["model"]
+
+
+def test_a_file_is_not_replaced_by_a_folder(tmp_path):
+    path = tmp_path / "thesis.txt"
+    path.write_text("precious", encoding="utf-8")
+    with pytest.raises(FileExistsError, match=r"thesis\.txt is a file"), whole_folder(path):
+        raise AssertionError("the block was entered")
+    assert path.read_text(encoding="utf-8") == "precious"
 
 
 def test_json_is_indented_and_keeps_letters_beyond_ascii(tmp_path):

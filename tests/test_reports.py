@@ -7,7 +7,7 @@ from statistics import mean
 
 import pytest
 
-from supplementary.checkpoints import save_folder
+from supplementary.checkpoints import save_pretrained
 from supplementary.cli import main
 from supplementary.evaluation import mcnemar_test, rouge_l, token_f1
 from supplementary.model import CausalLM
@@ -313,7 +313,7 @@ def test_metrics_of_finetune_hold_the_scores_that_evaluate_computes(
     tiny_config, train_tokenizer, entries, answer_key, tmp_path, monkeypatch, capsys
 ):
     tokenizer = Tokenizer(json.loads(train_tokenizer().to_str()), eos_token_id=0)
-    save_folder(CausalLM(replace(tiny_config, vocab_size=320)), tokenizer, tmp_path / "model")
+    save_pretrained(CausalLM(replace(tiny_config, vocab_size=320)), tokenizer, tmp_path / "model")
     short = sorted(
         (entry for entry, key in zip(entries, answer_key, strict=True) if key["kind"] in RIGHT),
         key=lambda entry: len(entry["instruction"] + entry["input"]),

@@ -20,7 +20,19 @@ from supplementary.reports import format_report, load_responses, score_responses
 from supplementary.training import mean_loss
 
 RESPONSES = ROOT / "data" / "test-responses.json"
-KEPT = ("method", "prompt_style", "settings", "parameters", "seconds", "hardware", "versions")
+KEPT = (
+    "model",
+    "method",
+    "lora",
+    "prompt_style",
+    "settings",
+    "entries",
+    "parameters",
+    "seconds",
+    "hardware",
+    "versions",
+    "data_sha256",
+)
 
 
 def main(run: Path) -> None:
@@ -44,8 +56,8 @@ def main(run: Path) -> None:
     }
     metrics = {
         "command": "python -m supplementary finetune --method lora",
+        "data": "data/instruction-data.json",
         **{key: made[key] for key in KEPT},
-        "data_sha256": made["data_sha256"],
         "loss": {"before": made["loss"]["before"], "after": losses},
         **report,
     }

@@ -19,7 +19,7 @@ from statistics import median
 import torch
 
 from supplementary.adapters import load_finetuned
-from supplementary.checkpoints import load_pretrained, save_folder
+from supplementary.checkpoints import load_pretrained, save_pretrained
 from supplementary.data import DATA, encode_prompt, load_entries, split_entries
 from supplementary.generation import generate
 from supplementary.hardware import keep_freed_memory, peak_memory_bytes, pick_device
@@ -239,7 +239,7 @@ def main() -> None:
     parser.add_argument("--round", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.worker == "save":
-        save_folder(*load_finetuned(run=None), options.folder)
+        save_pretrained(*load_finetuned(run=None), options.folder)
         print("{}")
         return
     if options.worker:

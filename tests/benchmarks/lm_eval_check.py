@@ -15,9 +15,8 @@ import lm_eval
 from lm_eval.tasks import TaskManager
 
 from supplementary.adapters import load_finetuned
-from supplementary.checkpoints import load_pretrained, save_folder
+from supplementary.checkpoints import load_pretrained, save_pretrained
 from supplementary.data import ROOT
-from supplementary.files import write_json
 from supplementary.hardware import pick_device
 from supplementary.multiple_choice import (
     letter_prompt,
@@ -26,7 +25,6 @@ from supplementary.multiple_choice import (
     score_options,
     text_prompt,
 )
-from supplementary.tokenizer import Tokenizer
 
 QUESTIONS = ROOT / "data" / "multiple-choice.json"
 LETTERED = "\n".join(f"{letter}. {{{{options[{i}]}}}}" for i, letter in enumerate("ABCD"))
@@ -45,8 +43,7 @@ def main() -> None:
     for name, load in {"pretrained": load_pretrained, "finetuned": load_finetuned}.items():
         model, tokenizer = load(None)
         with tempfile.TemporaryDirectory() as folder:
-            save_folder(model, tokenizer, Path(folder) / "model")
-            _name_end_token(Path(folder) / "model", tokenizer)
+            save_pretrained(model, tokenizer, Path(folder) / "model")
             theirs = _run_harness(Path(folder))
         for task, make_prompt in {"text": text_prompt, "letter": letter_prompt}.items():
             scores = score_options(model, tokenizer, questions, make_prompt)
@@ -56,13 +53,6 @@ def main() -> None:
             for metric, right in ours.items():
                 share, other = sum(right) / len(right), theirs[task][f"{metric},none"]
                 print(f"{name:11} {task:7} {metric:9} ours {share:.4f}  lm-eval {other:.4f}")
-
-
-def _name_end_token(folder: Path, tokenizer: Tokenizer) -> None:
-    """Tell transformers the end-of-text token, which the harness asks for."""
-    end = tokenizer.decode([tokenizer.eos_token_id])
-    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": end, "pad_token": end}
-    write_json(folder / "tokenizer_config.json", settings)
 
 
 def _run_harness(folder: Path) -> dict[str, dict]:

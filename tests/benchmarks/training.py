@@ -18,7 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
-from supplementary.checkpoints import load_pretrained, save_folder
+from supplementary.checkpoints import load_pretrained, save_pretrained
 from supplementary.data import DATA, Example, encode_entries, load_entries, split_entries
 from supplementary.training import TrainSettings
 
@@ -131,7 +131,7 @@ def main() -> None:
     parser.add_argument("--repeat", type=int, default=1, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.worker == "save":
-        save_folder(*load_pretrained(), options.folder)
+        save_pretrained(*load_pretrained(), options.folder)
         print("{}")
         return
     if options.worker:

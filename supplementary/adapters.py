@@ -121,10 +121,8 @@ def load_run(folder: Path, device: torch.device | None = None) -> tuple[CausalLM
         FileNotFoundError: if the folder holds none of these.
         OSError, ValueError: as `load_pretrained` and `load_adapter`.
     """
-    folder = Path(folder)
-    for model in (folder / "model", folder):
-        if (model / "config.json").exists():
-            return load_pretrained(model, device)
+    if saved := _find_model(folder):
+        return load_pretrained(saved, device)
     adapter = find_adapter(folder)
     if adapter is None:
         raise FileNotFoundError(
@@ -137,10 +135,19 @@ def load_run(folder: Path, device: torch.device | None = None) -> tuple[CausalLM
     return model, tokenizer
 
 
+def _find(folder: Path, part: str, file: str) -> Path | None:
+    """Return the part of a run that holds `file`, or `folder` if it does; None if neither does."""
+    places = (Path(folder) / part, Path(folder))
+    return next((place for place in places if (place / file).exists()), None)
+
+
+def _find_model(folder: Path) -> Path | None:
+    return _find(folder, "model", "config.json")
+
+
 def find_adapter(folder: Path) -> Path | None:
     """Return the adapter's folder of a run, or `folder` if it is one; None if there is none."""
-    places = (Path(folder) / "adapter", Path(folder))
-    return next((place for place in places if (place / "adapter_config.json").exists()), None)
+    return _find(folder, "adapter", "adapter_config.json")
 
 
 def load_base(adapter: Path, device: torch.device | None = None) -> tuple[CausalLM, Tokenizer]:
@@ -180,10 +187,9 @@ def load_finetuned(
     Raises:
         OSError, ValueError: as `load_pretrained`.
     """
-    for folder in (Path(run) / "model", Path(run)) if run else ():
-        if (folder / "config.json").exists():
-            print(f"finetuned weights: your own, in {folder}")
-            return load_pretrained(folder, device)
+    if run and (saved := _find_model(run)):
+        print(f"finetuned weights: your own, in {saved}")
+        return load_pretrained(saved, device)
     reason = f", as {run} holds no finished run" if run else ""
     print(f"finetuned weights: the workshop's adapter{reason}")
     return load_run(ADAPTER, device)

@@ -4,7 +4,7 @@ import ipywidgets as widgets
 
 from .chat import stream_response
 from .model import CausalLM
-from .prompts import Entry
+from .prompts import Entry, user_text
 from .rating import show_text
 from .tokenizer import Tokenizer
 
@@ -52,7 +52,7 @@ class ChatBox:
         if not entry["instruction"]:
             return
         before = self.shown.value
-        question = "\n".join(filter(None, (entry["instruction"], entry["input"])))
+        question = user_text(entry)
         pieces: list[str] = []
 
         def show(piece: str) -> None:

@@ -7,12 +7,12 @@ how it wants to be asked.
 from pathlib import Path
 
 from .adapters import BASE_KEY, find_adapter, load_adapter, load_base, load_run, save_adapter
-from .cards import model_card
+from .cards import LIBRARIES, model_card
 from .checkpoints import save_pretrained, save_tokenizer
 from .files import read_json, whole_folder
 from .gguf_files import export_gguf
 
-FORMATS = ("hf", "peft", "gguf")
+FORMATS = tuple(LIBRARIES)
 
 
 def export_run(run: Path, form: str, out: Path, quantization: str = "f16") -> None:

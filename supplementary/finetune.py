@@ -154,7 +154,7 @@ def run_finetuning(run: RunSettings, settings: TrainSettings) -> dict:
     metrics = {
         "data": str(run.data),
         "data_sha256": sha256(run.data),
-        "model": source or "SmolLM2-135M-Instruct",
+        "model": source or Path(BASE).name,
         "method": run.method,
         "lora": {"rank": run.rank, "alpha": lora.ALPHA} if run.method == "lora" else None,
         "prompt_style": run.prompt_style,

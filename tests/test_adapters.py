@@ -19,19 +19,14 @@ from supplementary.model import CausalLM
 from supplementary.reports import load_responses, score_responses
 from supplementary.training import mean_loss
 
+from . import comparing
+from .comparing import difference
+
 INPUT_IDS = torch.tensor([[5, 17, 17, 2, 96, 0, 41]])
 
 
-@torch.no_grad()
 def logits_of(model):
-    output = model(INPUT_IDS)
-    return getattr(output, "logits", output)
-
-
-def difference(a, b):
-    """Return the largest absolute difference of two tensors of the same shape."""
-    assert a.shape == b.shape
-    return (a - b).abs().max().item()
+    return comparing.logits_of(model, INPUT_IDS)
 
 
 def lora_layers(model):

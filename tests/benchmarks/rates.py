@@ -21,7 +21,7 @@ from .rounds import format_table
 RESULTS = Path("runs/rates.json")
 FULL, LORA = (3e-5, 1e-4, 3e-4), (3e-4, 1e-3, 3e-3)
 PLANS = {  # rank (0: full), training entries, epochs, rates
-    "notebook": [(0, 480, 1, FULL), (4, 480, 1, LORA), (16, 480, 1, LORA)],
+    "notebook": [(0, 320, 1, FULL), (4, 320, 1, LORA), (16, 320, 1, LORA)],
     "default": [(16, 935, 2, LORA)],
 }
 

@@ -22,4 +22,7 @@ rating           -> evaluation, files        people's opinion, in a notebook
 chat_box         -> chat, rating             a box to talk to the model, in a notebook
 export           -> reports, adapters        a run and its card (`cards`) for other programs
 plots, finetune, cli   on top
+checks           -> all of them              the exercises' checks, a file for each notebook
+drawings         -> plots                    drawings as SVG
+doctor, editions, repository                 for instructors and forks
 """

@@ -1,11 +1,13 @@
-"""The command line: `python -m supplementary finetune`, `evaluate`, `chat` and `export`."""
+"""The command line: `python -m supplementary COMMAND`; `--help` lists the commands."""
 
 import argparse
 import sys
 from pathlib import Path
 
+from . import doctor
 from .adapters import find_prompt_style, load_run
 from .chat import stream_response
+from .editions import write_recall_edition
 from .export import FORMATS, export_run
 from .files import write_json
 from .finetune import METHODS, RunSettings, format_metrics, run_finetuning
@@ -14,6 +16,7 @@ from .hardware import pick_device
 from .lora import LEARNING_RATE as LORA_LEARNING_RATE
 from .prompts import PROMPT_STYLES, Entry
 from .reports import format_report, load_responses, score_responses
+from .repository import set_repository
 from .training import TrainSettings
 
 
@@ -21,14 +24,13 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command line; return the exit status: 0, or 1 after an error that is explained."""
     options = _parser().parse_args(arguments)
     try:
-        options.command(options)
+        return options.command(options) or 0
     except (OSError, ValueError, FloatingPointError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
         return 130
-    return 0
 
 
 def _positive(kind: type) -> type:
@@ -85,6 +87,18 @@ def _parser() -> argparse.ArgumentParser:
     out.add_argument("--format", choices=FORMATS, required=True, dest="form")
     out.add_argument("--out", type=Path, required=True, help="folder to make")
     out.add_argument("--quantization", choices=QUANTIZATIONS, default="f16", help="of gguf")
+
+    ready = commands.add_parser("doctor", help="check that this machine is ready for the workshop")
+    ready.set_defaults(command=lambda options: doctor.main(["--fetch"] if options.fetch else []))
+    ready.add_argument("--fetch", action="store_true", help="fetch the pretrained model first")
+
+    recall = commands.add_parser("recall", help="write the notebooks without prose and outputs")
+    recall.set_defaults(command=_recall)
+    recall.add_argument("--out", type=Path, default=Path("recall"), help="folder (%(default)s)")
+
+    fork = commands.add_parser("set-repository", help="let all badges point at a fork")
+    fork.set_defaults(command=lambda options: print(f"{len(set_repository(options.name))} files"))
+    fork.add_argument("name", metavar="OWNER/NAME")
     return parser
 
 
@@ -155,3 +169,8 @@ def _read_line() -> str:
 def _export(options: argparse.Namespace) -> None:
     export_run(options.run, options.form, options.out, options.quantization)
     print(f"written to {options.out}")
+
+
+def _recall(options: argparse.Namespace) -> None:
+    paths = write_recall_edition(options.out)
+    print(f"written to {options.out}: {', '.join(path.name for path in paths)}")

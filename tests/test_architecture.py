@@ -18,27 +18,29 @@ ORDER = [
     "cards",
     "training export chat_box",
     "plots multiple_choice",
-    "finetune",
+    "finetune drawings checks doctor editions repository",
     "cli",
     "__main__",
 ]
 RANK = {name: rank for rank, names in enumerate(ORDER) for name in names.split()}
-FILES = sorted(path for path in MODULE.glob("*.py") if path.stem != "__init__")
+FILES = sorted(path for path in MODULE.rglob("*.py") if path.stem != "__init__")
 
 
 def imported(path: Path) -> set[str]:
-    names = set()
+    """Name the parts of the module that a file imports, those of its own folder left out."""
+    names, level = set(), len(path.relative_to(MODULE).parts)
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.ImportFrom) and node.level == 1:
+        if isinstance(node, ast.ImportFrom) and node.level == level:
             names |= {node.module} if node.module else {alias.name for alias in node.names}
     return names
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_imports_point_one_way(path):
-    assert path.stem in RANK, f"give {path.stem} its place in ORDER"
-    wrong = [name for name in imported(path) if RANK[name] >= RANK[path.stem]]
-    assert wrong == [], f"{path.stem} may not import {wrong}"
+    name = path.relative_to(MODULE).with_suffix("").parts[0]
+    assert name in RANK, f"give {name} its place in ORDER"
+    wrong = [other for other in imported(path) if RANK[other] >= RANK[name]]
+    assert wrong == [], f"{name} may not import {wrong}"
 
 
 def test_importing_prints_nothing_and_chooses_nothing():

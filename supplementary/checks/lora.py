@@ -1,0 +1,282 @@
+"""The exercises of notebook 05: rank and budget, other layers, an extracted adapter, other data."""
+
+import torch
+from torch import Tensor, nn
+
+from ..lora import LoRALinear
+from ..model import CausalLM, ModelConfig
+from ..prompts import Entry
+from .check import Check
+
+Shapes = list[tuple[int, int]]
+
+
+def largest_rank(budget: int, shapes: Shapes) -> int:
+    """Return the largest rank at which LoRA on these layers trains at most `budget` numbers."""
+    return budget // sum(n_out + n_in for n_out, n_in in shapes)
+
+
+def _rounded_up(budget: int, shapes: Shapes) -> int:
+    return -(-budget // sum(n_out + n_in for n_out, n_in in shapes))
+
+
+def _at_least_one(budget: int, shapes: Shapes) -> int:
+    return max(1, largest_rank(budget, shapes))
+
+
+check_largest_rank = Check(
+    solution=largest_rank,
+    cases=lambda: {
+        "q_proj and v_proj of a block": (50_000, [(576, 576), (192, 576)]),
+        "a budget that is used up exactly": (36, [(4, 8)]),
+        "a budget that is too small": (5, [(4, 8)]),
+    },
+    mistakes={
+        "the numbers of W itself are counted; they are frozen": lambda budget, shapes: (
+            budget // sum(n_out * n_in for n_out, n_in in shapes)
+        ),
+        "only A is counted; B has as many rows as the layer has outputs": lambda budget, shapes: (
+            budget // sum(n_in for _, n_in in shapes)
+        ),
+        "only B is counted; A has as many columns as the layer has inputs": (
+            lambda budget, shapes: budget // sum(n_out for n_out, _ in shapes)
+        ),
+        "the rank is rounded up, which is over the budget": _rounded_up,
+        "a rank of 1 is over this budget; nothing fits, so the answer is 0": _at_least_one,
+        "each layer gets the whole budget; they share it": lambda budget, shapes: min(
+            budget // (n_out + n_in) for n_out, n_in in shapes
+        ),
+    },
+)
+
+
+def extract_adapter(update: Tensor, rank: int, alpha: float) -> tuple[Tensor, Tensor]:
+    """Return A and B whose scaled product is the best part of `update` of that rank."""
+    U, S, Vh = torch.linalg.svd(update, full_matrices=False)
+    return Vh[:rank], U[:, :rank] * S[:rank] * (rank / alpha)
+
+
+def _spoiled(values: str):
+    """Return an `extract_adapter` that does something else with the singular values."""
+
+    def extract(update: Tensor, rank: int, alpha: float) -> tuple[Tensor, Tensor]:
+        U, S, Vh = torch.linalg.svd(update, full_matrices=False)
+        first = slice(-rank, None) if values == "last" else slice(rank)
+        S = {"none": torch.ones_like(S), "twice": S**2}.get(values, S)
+        scale = {"unscaled": 1.0, "inverse": alpha / rank}.get(values, rank / alpha)
+        return Vh[first], U[:, first] * S[first] * scale
+
+    return extract
+
+
+def _columns(update: Tensor, rank: int, alpha: float) -> tuple[Tensor, Tensor]:
+    U, S, Vh = torch.linalg.svd(update, full_matrices=False)
+    return Vh.T[:rank], U[:, :rank] * S[:rank] * (rank / alpha)
+
+
+def _swapped(update: Tensor, rank: int, alpha: float) -> tuple[Tensor, Tensor]:
+    return extract_adapter(update, rank, alpha)[::-1]
+
+
+def _update(n_out: int, n_in: int) -> Tensor:
+    return torch.randn(n_out, n_in, generator=torch.Generator().manual_seed(0))
+
+
+def view_factors(factors: tuple[Tensor, Tensor]) -> dict:
+    """Return the shapes of A and B, and their product; how it is split between them is free."""
+    A, B = factors
+    return {"shape of A": tuple(A.shape), "shape of B": tuple(B.shape), "B A": B @ A}
+
+
+check_extract_adapter = Check(
+    solution=extract_adapter,
+    cases=lambda: {
+        "a matrix of 3 x 4, rank 2, alpha 8": (_update(3, 4), 2, 8.0),
+        "a square matrix, rank 1, alpha 32": (_update(5, 5), 1, 32.0),
+        "an update of exactly that rank": (_update(6, 1) @ _update(1, 4), 1, 1.0),
+    },
+    mistakes={
+        "the scaling is forgotten: the layer multiplies B A by alpha / r": _spoiled("unscaled"),
+        "the layer multiplies B A by alpha / r, so divide by it here": _spoiled("inverse"),
+        "the singular values are missing; U and Vh are only directions": _spoiled("none"),
+        "the singular values are in both factors, so the product has their squares": (
+            _spoiled("twice")
+        ),
+        "these are the shortest pieces; the singular values fall": _spoiled("last"),
+        "the rows of Vh are the directions, not its columns": _columns,
+        "A and B are swapped: A (r x in) comes first": _swapped,
+    },
+    view=view_factors,
+)
+
+TINY = ModelConfig(
+    vocab_size=32,
+    hidden_size=16,
+    intermediate_size=32,
+    num_hidden_layers=2,
+    num_attention_heads=2,
+    num_key_value_heads=1,
+    head_dim=8,
+    max_position_embeddings=32,
+)
+
+
+def add_lora_to(model: CausalLM, targets: list[str], rank: int, alpha: float) -> None:
+    """Freeze the model and put LoRA around the linear layers with these names, in place."""
+    _wrap(model, lambda name: name in targets, rank, alpha)
+
+
+def _wrap(model: CausalLM, chosen, rank: int, alpha: float, freeze: str = "before") -> None:
+    if freeze == "before":
+        model.requires_grad_(False)
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if type(child) is nn.Linear and chosen(name):
+                setattr(parent, name, LoRALinear(child, rank, alpha))
+    if freeze == "after":
+        model.requires_grad_(False)
+
+
+def _not_frozen(model: CausalLM, targets: list[str], rank: int, alpha: float) -> None:
+    _wrap(model, lambda name: name in targets, rank, alpha, freeze="never")
+
+
+def _frozen_after(model: CausalLM, targets: list[str], rank: int, alpha: float) -> None:
+    _wrap(model, lambda name: name in targets, rank, alpha, freeze="after")
+
+
+def _all_layers(model: CausalLM, targets: list[str], rank: int, alpha: float) -> None:
+    _wrap(model, lambda name: True, rank, alpha)
+
+
+def _similar_names(model: CausalLM, targets: list[str], rank: int, alpha: float) -> None:
+    _wrap(model, lambda name: any(target[-4:] in name for target in targets), rank, alpha)
+
+
+def _swapped_numbers(model: CausalLM, targets: list[str], rank: int, alpha: float) -> None:
+    _wrap(model, lambda name: name in targets, int(alpha), rank)
+
+
+def _first_only(model: CausalLM, targets: list[str], rank: int, alpha: float) -> None:
+    _wrap(model, lambda name: name in targets[:1], rank, alpha)
+
+
+def random_model() -> CausalLM:
+    """Return a new small model, each time the same."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return CausalLM(TINY)
+
+
+def view_layers(model: CausalLM) -> dict:
+    """Return which layers of a small model have LoRA, what is trained, and whether it changed."""
+    lora = {n: m for n, m in model.named_modules() if type(m).__name__ == LoRALinear.__name__}
+    input_ids = torch.arange(6)[None]
+    return {
+        "LoRA around": list(lora),
+        "scaling": sorted({module.scaling for module in lora.values()}),
+        "trainable": sum(p.numel() for p in model.parameters() if p.requires_grad),
+        "output unchanged": torch.equal(model(input_ids), random_model()(input_ids)),
+    }
+
+
+check_add_lora_to = Check(
+    solution=add_lora_to,
+    cases=lambda: {
+        "q_proj and v_proj of a small model": (random_model(), ["q_proj", "v_proj"], 4, 8.0),
+        "the feed-forward layers": (random_model(), ["up_proj", "down_proj"], 2, 32.0),
+    },
+    mistakes={
+        "the model is not frozen: all other parameters are trained, too": _not_frozen,
+        "the model is frozen after A and B are there, so nothing is trained": _frozen_after,
+        "all linear layers are wrapped, the output layer, too": _all_layers,
+        "layers whose names only resemble a target are wrapped": _similar_names,
+        "rank and alpha are swapped": _swapped_numbers,
+        "only the first of the names is used": _first_only,
+    },
+    view=view_layers,
+    in_place=True,
+)
+
+
+def to_entries(conversations: list[dict]) -> list[Entry]:
+    """Return an entry for the first question and answer of each conversation that has both."""
+    entries = []
+    for conversation in conversations:
+        texts = {}
+        for message in conversation["messages"]:
+            texts.setdefault(message["role"], message["content"].strip())
+        if texts.get("user") and texts.get("assistant"):
+            system, user = texts.get("system", ""), texts["user"]
+            instruction, text = (system, user) if system else (user, "")
+            entries.append({"instruction": instruction, "input": text})
+            entries[-1]["output"] = texts["assistant"]
+    return entries
+
+
+def _converted(conversations: list[dict], mistake: str) -> list[Entry]:
+    entries = []
+    for conversation in conversations:
+        texts = {}
+        for message in conversation["messages"]:
+            if mistake == "last" or message["role"] not in texts:
+                content = message["content"]
+                texts[message["role"]] = content if mistake == "strip" else content.strip()
+        system, user = texts.get("system", ""), texts.get("user", "")
+        if mistake == "system":
+            system = ""
+        if mistake != "empty" and not (user and texts.get("assistant")):
+            continue
+        instruction, text = (system, user) if system else (user, "")
+        if mistake == "order" and system:
+            instruction, text = user, system
+        output = texts.get("assistant", "")
+        entries.append({"instruction": instruction, "input": text, "output": output})
+        if mistake == "no input" and not text:
+            del entries[-1]["input"]
+    return entries
+
+
+def _mistaken(mistake: str):
+    return lambda conversations: _converted(conversations, mistake)
+
+
+def _talk(*messages: str) -> dict:
+    """Write a conversation; each message is "role: content"."""
+    pairs = [message.split(": ", 1) for message in messages]
+    return {"messages": [{"role": role, "content": content} for role, content in pairs]}
+
+
+check_to_entries = Check(
+    solution=to_entries,
+    cases=lambda: {
+        "two conversations": (
+            [
+                _talk("user: Name a primary colour.", "assistant: Red"),
+                _talk("system: Answer in capitals.", "user: Is ice cold?", "assistant: YES"),
+            ],
+        ),
+        "a second turn, and white space": (
+            [_talk("user: Say hi.\n", "assistant: Hi. ", "user: Again!", "assistant: Hi again.")],
+        ),
+        "a question without an answer, and an empty answer": (
+            [_talk("user: Are you there?"), _talk("user: And now?", "assistant:  ")],
+        ),
+    },
+    mistakes={
+        "the system message is lost; it is the instruction, and the question its input": (
+            _mistaken("system")
+        ),
+        "with a system message, that is the instruction and the question the input": (
+            _mistaken("order")
+        ),
+        "the last question is taken; without the turns before it, it cannot be understood": (
+            _mistaken("last")
+        ),
+        "white space around the texts stays; the model would learn it": _mistaken("strip"),
+        "a conversation without an answer becomes an entry; it teaches silence": (
+            _mistaken("empty")
+        ),
+        "an entry lacks the key `input`; it is empty, not absent": _mistaken("no input"),
+    },
+)

@@ -1,0 +1,47 @@
+"""Drawings as SVG, for what no plot shows."""
+
+from .plots import COLOURS
+
+STAGES = {  # what each notebook takes and gives
+    "Dataset": "entries to prompts",
+    "Batching": "tokens to batches",
+    "Model": "tokens to text",
+    "Finetuning": "loss to weights",
+    "LoRA": "adapter to export",
+    "Evaluation": "responses to scores",
+}
+
+
+def draw_pipeline(here: int) -> str:
+    """Draw the notebooks of the course as boxes in a row, the one that you are in filled.
+
+    Args:
+        here: the notebook's number, from 1.
+
+    Returns:
+        SVG, with a title and a description for those who cannot see it.
+    """
+    names, width = list(STAGES), 136 * len(STAGES) + 12
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} 84" width="{width}" '
+        'height="84" role="img" aria-labelledby="title desc" font-family="sans-serif" '
+        'text-anchor="middle">',
+        f'<title id="title">You are in notebook {here}, {names[here - 1]}</title>',
+        '<desc id="desc">The way through the course, from left to right: '
+        + "; ".join(f"{i} {name}, {text}" for i, (name, text) in enumerate(STAGES.items(), 1))
+        + ".</desc>",
+        f'<rect width="{width}" height="84" rx="8" fill="white"/>',
+    ]
+    for i, (name, text) in enumerate(STAGES.items(), 1):
+        left, middle = 136 * i - 124, 136 * i - 62
+        fill, ink = (COLOURS["blue"], "white") if i == here else ("white", "#1a1a1a")
+        parts += [
+            f'<rect x="{left}" y="14" width="124" height="56" rx="6" fill="{fill}" '
+            f'stroke="{COLOURS["blue" if i == here else "grey"]}" stroke-width="1.5"/>',
+            f'<text x="{middle}" y="38" font-size="15" font-weight="bold" fill="{ink}">'
+            f"{i} {name}</text>",
+            f'<text x="{middle}" y="57" font-size="12" fill="{ink}">{text}</text>',
+        ]
+        if i > 1:
+            parts.append(f'<path d="M{left - 9} 37 l6 5 l-6 5 z" fill="#1a1a1a"/>')
+    return "".join([*parts, "</svg>"])

@@ -8,18 +8,35 @@ from pathlib import Path
 import nbformat
 import pytest
 
+from supplementary.checks.check import UNATTEMPTED
+from supplementary.repository import read_repository
+
+from .slides import slide_types
+
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+SOLUTIONS = sorted((ROOT / "notebooks" / "solutions").glob("*.ipynb"))
 EXCUSED = "nbval-ignore-output"
 # What each notebook builds; the body has to be the module's.
 BUILDS = {
-    "01_dataset": {"format_input", "phi3_prompt", "find_problem", "find_near_duplicates"},
+    "01_dataset": {"format_input", "chatml_prompt", "find_problem", "find_near_duplicates"},
     "02_batching": {"Example", "encode_example", "collate_padded", "collate_packed"},
     "03_pretrained_model": {"RMSNorm", "rotary_angles", "rotate", "Attention", "MLP", "Block"},
     "04_finetuning": {"next_token_loss", "learning_rate_at", "train_step"},
+    "05_lora": {"LoRALinear", "replace_layers", "add_lora"},
     "06_evaluation": {"bootstrap_interval", "mcnemar_test", "token_f1", "rouge_l", "cohens_kappa"}
     | {"log_likelihoods", "parse_score"},
 }
+
+
+@pytest.fixture(params=NOTEBOOKS + SOLUTIONS, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def any_path(request):
+    return request.param
+
+
+@pytest.fixture
+def any_notebook(any_path):
+    return nbformat.read(any_path, as_version=4)
 
 
 @pytest.fixture(params=NOTEBOOKS, ids=lambda path: path.stem)
@@ -30,11 +47,6 @@ def path(request):
 @pytest.fixture
 def notebook(path):
     return nbformat.read(path, as_version=4)
-
-
-def repository() -> str:
-    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
-    return re.search(r'^repository = "(.+)"$', text, re.MULTILINE)[1]
 
 
 def code_cells(notebook):
@@ -49,30 +61,33 @@ def test_the_notebooks_of_the_course_are_there():
     assert [path.stem for path in NOTEBOOKS][: len(BUILDS)] == list(BUILDS)
 
 
-def test_every_code_cell_was_executed_in_order_and_without_error(notebook):
-    cells = code_cells(notebook)
+def test_every_code_cell_was_executed_in_order_and_without_error(any_notebook):
+    cells = code_cells(any_notebook)
     assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
     outputs = [output for cell in cells for output in cell.outputs]
     assert not [output for output in outputs if output.output_type == "error"]
     assert all(cell.source.strip() for cell in cells)
 
 
-def test_at_most_one_code_cell_in_five_is_excused_from_comparison(notebook):
-    cells = code_cells(notebook)
+def test_at_most_one_code_cell_in_five_is_excused_from_comparison(any_notebook):
+    cells = code_cells(any_notebook)
     tags = Counter(tag for cell in cells for tag in cell.metadata.get("tags", []))
     assert set(tags) <= {EXCUSED}, f"unknown cell tags {set(tags)}"
     assert tags[EXCUSED] * 5 <= len(cells), f"{tags[EXCUSED]} of {len(cells)} cells are excused"
 
 
-def test_a_notebook_is_small_and_its_cells_are_short(path, notebook):
-    assert path.stat().st_size < 500_000
-    assert 25 <= len(notebook.cells) <= 100
-    for cell in code_cells(notebook):
+LONGER = {"###": 130, "## What you will": 130, "## Takeaways": 130, "## Five questions": 260}
+
+
+def test_a_notebook_is_small_and_its_cells_are_short(any_path, any_notebook):
+    assert any_path.stat().st_size < 500_000
+    assert any_path in SOLUTIONS or 25 <= len(any_notebook.cells) <= 100
+    for cell in code_cells(any_notebook):
         assert len(cell.source.splitlines()) <= 25, cell.source
-    for cell in markdown_cells(notebook):
+    for cell in markdown_cells(any_notebook):
         words = len(re.sub(r"\(http\S+\)|<[^>]+>", "", cell.source).split())
-        listing = cell.source.startswith(("###", "## What you will", "## Takeaways", "## Sources"))
-        assert words <= (130 if listing else 85), cell.source
+        longer = [most for start, most in LONGER.items() if cell.source.startswith(start)]
+        assert words <= max(longer, default=85), cell.source
 
 
 def test_headings_are_one_title_then_sections(notebook):
@@ -88,21 +103,22 @@ def test_headings_are_one_title_then_sections(notebook):
     assert len([title for title in titles if title.startswith("Exercise")]) >= 2
 
 
-def test_the_badge_points_at_the_notebook_itself(path, notebook):
+def test_the_badge_points_at_the_notebook_itself(any_path, any_notebook):
     base = "https://colab.research.google.com/github"
-    assert f"({base}/{repository()}/blob/main/notebooks/{path.name})" in notebook.cells[0].source
+    place = any_path.relative_to(ROOT).as_posix()
+    assert f"({base}/{read_repository()}/blob/main/{place})" in any_notebook.cells[0].source
 
 
-def test_the_set_up_cell_is_the_same_everywhere(notebook):
+def test_the_set_up_cell_is_the_same_everywhere(any_notebook):
     first = code_cells(nbformat.read(NOTEBOOKS[0], as_version=4))[0].source
-    assert code_cells(notebook)[0].source == first
-    assert f"https://github.com/{repository()}\n" in first
+    assert code_cells(any_notebook)[0].source == first
+    assert f"https://github.com/{read_repository()}\n" in first
 
 
-def test_no_device_is_named_and_no_path_of_a_machine_is_stored(path, notebook):
-    for cell in code_cells(notebook):
+def test_no_device_is_named_and_no_path_of_a_machine_is_stored(any_path, any_notebook):
+    for cell in code_cells(any_notebook):
         assert not re.search(r"""["'](cpu|cuda|mps)["']""", cell.source), cell.source
-    text = path.read_text(encoding="utf-8")
+    text = any_path.read_text(encoding="utf-8")
     assert not re.search(r"(?<![\w.])/(?:home|root|tmp|Users)/", text)
 
 
@@ -149,3 +165,53 @@ def test_a_function_is_built_in_one_notebook_only():
         for cell in code_cells(nbformat.read(file, as_version=4))[1:]:
             names.update(definitions(cell.source).keys() & module.keys())
     assert [name for name, count in names.items() if count > 1] == []
+
+
+def test_every_plot_has_an_alternative_text(any_notebook):
+    for cell in code_cells(any_notebook):
+        if any("image/png" in output.get("data", {}) for output in cell.outputs):
+            assert len(cell.metadata.get("alt", "")) > 40, cell.source
+
+
+def test_every_drawing_has_a_title_and_a_description(any_notebook):
+    for cell in code_cells(any_notebook):
+        for output in cell.outputs:
+            svg = output.get("data", {}).get("image/svg+xml")
+            assert svg is None or ("<title" in svg and "<desc" in svg and 'role="img"' in svg)
+
+
+def test_the_slides_are_those_that_tests_slides_makes(notebook):
+    """If this fails: `python -m tests.slides`."""
+    stored = [cell.metadata.get("slideshow", {}).get("slide_type") for cell in notebook.cells]
+    assert stored == slide_types(notebook)
+
+
+def checked(notebook) -> dict[str, str]:
+    """Return what each check of an exercise printed."""
+    found = {}
+    for cell in code_cells(notebook):
+        for name in re.findall(r"^(check_\w+)\(", cell.source, re.MULTILINE):
+            found[name] = "".join(output.get("text", "") for output in cell.outputs)
+    return found
+
+
+@pytest.mark.parametrize("solution", SOLUTIONS, ids=lambda path: path.stem)
+def test_exercises_are_unattempted_in_the_notebook_and_right_in_its_solutions(solution):
+    path = ROOT / "notebooks" / solution.name
+    tasks, solved = (checked(nbformat.read(file, as_version=4)) for file in (path, solution))
+    assert len(tasks) >= 2 and tasks.keys() == solved.keys()
+    assert set(tasks.values()) == {UNATTEMPTED + "\n"}
+    assert all(text.startswith("Right, in all ") for text in solved.values())
+
+
+@pytest.mark.parametrize("solution", SOLUTIONS, ids=lambda path: path.stem)
+def test_exercises_say_what_they_cost_and_why_and_hide_a_hint(solution):
+    notebook = nbformat.read(ROOT / "notebooks" / solution.name, as_version=4)
+    texts = [c.source for c in markdown_cells(notebook) if c.source.startswith("### Exercise ")]
+    assert len(texts) == len(checked(notebook))
+    for number, text in enumerate(texts, 1):
+        assert text.startswith(f"### Exercise {number}: ")
+        pattern = r"\*Difficulty: (one|two|three) of three\. Minutes: \d+.*\. Why: .+\*"
+        assert re.search(pattern, text) and "<details><summary>Hint</summary>" in text
+    (questions,) = [c.source for c in markdown_cells(notebook) if "## Five questions" in c.source]
+    assert questions.count("<details><summary>Answer</summary>") == 5

@@ -4,8 +4,9 @@ import torch
 from torch import Tensor, nn
 
 from ..lora import LoRALinear
-from ..model import CausalLM, ModelConfig
+from ..model import CausalLM
 from ..prompts import Entry
+from .batching import TINY
 from .check import Check
 
 Shapes = list[tuple[int, int]]
@@ -107,17 +108,6 @@ check_extract_adapter = Check(
         "A and B are swapped: A (r x in) comes first": _swapped,
     },
     view=view_factors,
-)
-
-TINY = ModelConfig(
-    vocab_size=32,
-    hidden_size=16,
-    intermediate_size=32,
-    num_hidden_layers=2,
-    num_attention_heads=2,
-    num_key_value_heads=1,
-    head_dim=8,
-    max_position_embeddings=32,
 )
 
 

@@ -167,8 +167,8 @@ def find_prompt_style(folder: Path) -> str | None:
             template are looked at, in this order.
     """
     for metrics in (Path(folder) / "metrics.json", Path(folder).parent / "metrics.json"):
-        if metrics.exists():
-            return read_json(metrics)["prompt_style"]
+        if metrics.exists() and (style := read_json(metrics).get("prompt_style")):
+            return style
     return prompt_style_of(folder)
 
 

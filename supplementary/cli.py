@@ -65,6 +65,9 @@ def _parser() -> argparse.ArgumentParser:
     tune.add_argument("--lr", type=_positive(float), help=f"largest learning rate ({rates})")
     tune.add_argument("--batch-size", type=_positive(int), default=settings.batch_size)
     tune.add_argument("--seed", type=int, default=settings.seed, help="decides the order")
+    tune.add_argument(
+        "--before", type=Path, help="finished run whose responses before to take over"
+    )
     again = tune.add_mutually_exclusive_group()
     again.add_argument("--resume", action="store_true", help="go on with the run in --out")
     again.add_argument("--overwrite", action="store_true", help="replace the run in --out")
@@ -111,6 +114,7 @@ def _finetune(options: argparse.Namespace) -> None:
         rank=options.rank,
         train_entries=options.train_entries,
         prompt_style=options.prompt_style,
+        before=options.before,
         resume=options.resume,
         overwrite=options.overwrite,
     )

@@ -13,14 +13,14 @@ import torch
 from . import lora
 from .adapters import BASE, save_adapter
 from .checkpoints import load_pretrained, save_pretrained
-from .data import DATA, Example, Splits, encode_entries, load_entries, split_entries
-from .files import sha256, whole_file, write_json
+from .data import DATA, KEYS, Example, Splits, encode_entries, load_entries, split_entries
+from .files import read_json, sha256, whole_file, write_json
 from .generation import respond
 from .hardware import describe_hardware, peak_memory_bytes, pick_device, pick_precision
 from .model import CausalLM
 from .plots import plot_losses
 from .prompts import Entry
-from .reports import format_report, score_responses
+from .reports import format_report, load_responses, score_responses
 from .runs import latest_checkpoint
 from .tokenizer import Tokenizer
 from .training import History, TrainSettings, mean_loss, train
@@ -43,6 +43,8 @@ class RunSettings:
         rank: the rank of LoRA.
         train_entries: how many of the training entries to use, from the first on; None for all.
         prompt_style: a name in `PROMPT_STYLES`.
+        before: folder of a finished run of the same model, data and format; what was measured there
+            before finetuning is taken over, not measured anew.
         resume: go on with the run in `out`.
         overwrite: replace the run in `out`.
     """
@@ -54,6 +56,7 @@ class RunSettings:
     rank: int = lora.RANK
     train_entries: int | None = None
     prompt_style: str = "alpaca"
+    before: Path | None = None
     resume: bool = False
     overwrite: bool = False
 
@@ -124,13 +127,22 @@ def run_finetuning(run: RunSettings, settings: TrainSettings) -> dict:
     examples, left_out = _encode(splits, tokenizer, run, model.config.max_position_embeddings)
     numbered = enumerate(splits.test, start=len(splits.train))
     test = [entry for index, entry in numbered if index not in left_out]
+    local = run.model and Path(run.model).exists()
+    source = str(Path(run.model).absolute()) if local else run.model
+    basis = {
+        "data_sha256": sha256(run.data),
+        "model": source or Path(BASE).name,
+        "prompt_style": run.prompt_style,
+        "hardware": hardware,
+    }
     with clock.phase("measuring before"):
-        loss_before, before = _measure(model, tokenizer, examples, test, run.prompt_style)
+        if run.before:
+            loss_before, before = _read_before(run.before, basis, test)
+        else:
+            loss_before, before = _measure(model, tokenizer, examples, test, run.prompt_style)
     if run.method == "lora":
         lora.add_lora(model, run.rank, seed=settings.seed)
     trainable, total = lora.count_parameters(model)
-    local = run.model and Path(run.model).exists()
-    source = str(Path(run.model).absolute()) if local else run.model
     if run.overwrite and run.out.exists():
         shutil.rmtree(run.out)
     with clock.phase("training"):
@@ -153,11 +165,10 @@ def run_finetuning(run: RunSettings, settings: TrainSettings) -> dict:
             plot_losses(history).savefig(beside, format="png", dpi=150)
     metrics = {
         "data": str(run.data),
-        "data_sha256": sha256(run.data),
-        "model": source or Path(BASE).name,
+        **basis,
+        "before": str(run.before) if run.before else None,
         "method": run.method,
         "lora": {"rank": run.rank, "alpha": lora.ALPHA} if run.method == "lora" else None,
-        "prompt_style": run.prompt_style,
         "settings": asdict(settings),
         "entries": {name: len(part) for name, part in examples.items()},
         "left_out": left_out,
@@ -167,7 +178,6 @@ def run_finetuning(run: RunSettings, settings: TrainSettings) -> dict:
         "seconds": clock.seconds,
         "tokens_per_second": _speed(history, examples["train"]),
         "peak_memory_bytes": peak_memory_bytes(device),
-        "hardware": hardware,
         "versions": {"python": platform.python_version(), "torch": torch.__version__},
     }
     write_json(run.out / "metrics.json", metrics)
@@ -201,6 +211,26 @@ def _measure(
 ) -> tuple[dict, list[str]]:
     loss = {name: mean_loss(model, examples[name]) for name in ("validation", "test")}
     return loss, respond(model, tokenizer, test, style, MAX_NEW_TOKENS, progress=True)
+
+
+def _read_before(folder: Path, basis: dict, test: list[Entry]) -> tuple[dict, list[str]]:
+    """Return what a finished run measured before finetuning.
+
+    Raises:
+        ValueError: if that run was made of something else, naming it.
+    """
+    metrics, rows = read_json(folder / "metrics.json"), load_responses(folder / "responses.json")
+    for name, value in basis.items():
+        if metrics.get(name) != value:
+            raise ValueError(
+                f"--before {folder} has {name} {metrics.get(name)!r}, this run {value!r}; "
+                "leave out --before, and the model is measured anew"
+            )
+    if [{key: row[key] for key in KEYS} for row in rows] != [
+        {key: entry[key] for key in KEYS} for entry in test
+    ]:
+        raise ValueError(f"--before {folder} answered other test entries; leave out --before")
+    return metrics["loss"]["before"], [row["response_before"] for row in rows]
 
 
 def _speed(history: History, examples: list[Example]) -> float:

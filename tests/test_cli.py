@@ -87,6 +87,43 @@ def test_rank_and_number_of_training_entries_are_taken_and_recorded(finetune, tm
     assert response["instruction"] == "Say the number 8."  # the test part is the same
 
 
+def test_what_an_earlier_run_measured_before_is_taken_over(finetune, tmp_path, monkeypatch):
+    assert finetune() == 0
+    measured = []
+    monkeypatch.setattr(
+        "supplementary.finetune.respond",
+        lambda *arguments, **options: measured.append(1) or ["It is 8."],
+    )
+    again = ["--method", "lora", "--before", tmp_path / "run"]
+    assert finetune(*again, out=tmp_path / "second") == 0
+    first, second = (
+        json.loads((tmp_path / name / "metrics.json").read_text(encoding="utf-8"))
+        for name in ("run", "second")
+    )
+    assert len(measured) == 1 and second["before"] == str(tmp_path / "run")
+    assert second["loss"]["before"] == first["loss"]["before"]
+    scores = [m["scores"]["token F1"]["before"] for m in (first, second)]
+    assert scores[0] == scores[1]
+
+
+@pytest.mark.parametrize("other", ["data", "style", "rows", "nothing"])
+def test_a_run_of_something_else_is_not_taken_as_before(finetune, data, tmp_path, capsys, other):
+    run = tmp_path / "run"
+    assert other == "nothing" or finetune() == 0
+    if other == "data":
+        data.write_text(json.dumps(entries(11)), encoding="utf-8")
+    if other == "rows":
+        rows = json.loads((run / "responses.json").read_text(encoding="utf-8"))
+        (run / "responses.json").write_text(json.dumps(rows * 2), encoding="utf-8")
+    style = ["--prompt-style", "chatml"] if other == "style" else []
+    kept = contents(tmp_path)
+    assert finetune("--before", run, *style, out=tmp_path / "second") == 1
+    words = {"data": "data_sha256", "style": "'alpaca', this run 'chatml'", "rows": "other test"}
+    error = capsys.readouterr().err
+    assert words.get(other, "metrics.json") in error and str(run) in error
+    assert contents(tmp_path) == kept
+
+
 def test_a_full_run_records_no_lora(finetune, tmp_path):
     assert finetune() == 0
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text(encoding="utf-8"))

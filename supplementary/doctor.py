@@ -14,10 +14,14 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import pandas
 
 ROOT = Path(__file__).resolve().parent.parent
 PYTHONS = ((3, 10), (3, 13))
-MEMORY = 6 * 2**30  # bytes: full finetuning peaks at 3.1 GiB, beside a browser and the system
+MEMORY = 7 * 2**30  # bytes: notebook 04, which keeps copies of the weights, peaks at 6.8 GiB
 DISK = 6 * 2**30  # bytes: the runs of notebooks 04 and 05 with their checkpoints
 INSTALL = "pip install -r requirements.txt"
 OFFLINE = (
@@ -178,6 +182,32 @@ def check_answer() -> Finding:
     entry = {"instruction": "Name a colour.", "input": "", "output": ""}
     respond(model, tokenizer, [entry], max_new_tokens=4)
     return Finding(f"the model answers, on: {describe_hardware(device, pick_precision(device))}")
+
+
+def describe_machine(minutes: int) -> "pandas.DataFrame":
+    """Return one row for the beginning of a notebook: device, precision, memory, minutes.
+
+    Args:
+        minutes: what the notebook computes on two CPU cores.
+    """
+    import pandas
+    import torch
+
+    from .hardware import describe_device, pick_device, pick_precision
+
+    device = pick_device()
+    on_gpu = device.type == "cuda"
+    memory = torch.cuda.get_device_properties(device).total_memory if on_gpu else total_memory()
+    slower = max(1, 2 / torch.get_num_threads())
+    expected = f"about {minutes * slower:.0f}" if device.type == "cpu" else f"less than {minutes}"
+    row = {
+        "device": describe_device(device),
+        "threads": torch.get_num_threads(),
+        "precision": str(pick_precision(device)).removeprefix("torch."),
+        "memory": f"{memory / 2**30:.0f} GiB" if memory else "unknown",
+        "minutes": expected if minutes > 1 else "one or less",
+    }
+    return pandas.DataFrame([row], index=["here"])
 
 
 EXAMINATIONS: list[Callable[[], Finding]] = [

@@ -55,14 +55,19 @@ def peak_memory_bytes(device: torch.device) -> int:
     return peak if sys.platform == "darwin" else peak * 1024  # macOS gives bytes, Linux KiB
 
 
+def describe_device(device: torch.device) -> str:
+    """Name the device."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name()
+    return {"mps": "GPU (Apple)", "cpu": "CPU"}[device.type]
+
+
 def describe_hardware(device: torch.device, precision: torch.dtype) -> str:
     """Say in one line what was found: device, precision and, on a CPU, the number of threads."""
-    name = {"cuda": "GPU (CUDA)", "mps": "GPU (Apple)", "cpu": "CPU"}[device.type]
-    threads = f", {torch.get_num_threads()} threads" if device.type == "cpu" else ""
-    if device.type == "cuda":
-        name = torch.cuda.get_device_name()
-    cores = f" of {os.cpu_count()} cores" if threads else ""
-    return f"{name}, {str(precision).removeprefix('torch.')}{threads}{cores}"
+    line = f"{describe_device(device)}, {str(precision).removeprefix('torch.')}"
+    if device.type == "cpu":
+        line += f", {torch.get_num_threads()} threads of {os.cpu_count()} cores"
+    return line
 
 
 def keep_freed_memory() -> None:

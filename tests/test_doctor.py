@@ -4,8 +4,10 @@ import subprocess
 import sys
 from collections import namedtuple
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 from supplementary import cli, doctor
 from supplementary.doctor import Finding
@@ -110,3 +112,39 @@ def test_the_command_prints_a_line_each_and_its_status_says_whether_all_is_well(
         assert lines[-1] == "1 problem"
     else:
         assert lines[1:] == ["ok       luck", "", "ready for the workshop"]
+
+
+@pytest.mark.parametrize(
+    ("device", "threads", "minutes", "said"),
+    [
+        ("cpu", 2, 13, "about 13"),
+        ("cpu", 8, 13, "about 13"),
+        ("cpu", 1, 13, "about 26"),
+        ("mps", 8, 13, "less than 13"),
+        ("cpu", 2, 1, "one or less"),
+    ],
+)
+def test_a_notebook_begins_with_what_to_expect_here(monkeypatch, device, threads, minutes, said):
+    monkeypatch.setattr("supplementary.hardware.pick_device", lambda: torch.device(device))
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    monkeypatch.setattr(doctor, "total_memory", lambda: 16 * 2**30)
+    (row,) = doctor.describe_machine(minutes).to_dict("records")
+    assert row["threads"] == threads and row["memory"] == "16 GiB" and row["minutes"] == said
+    assert row["device"] in ("CPU", "GPU (Apple)") and row["precision"] in ("float32", "bfloat16")
+
+
+def test_the_memory_of_a_gpu_is_its_own(monkeypatch):
+    monkeypatch.setattr("supplementary.hardware.pick_device", lambda: torch.device("cuda"))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda *device: "Tesla T4")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *device: (7, 5))
+    memory = SimpleNamespace(total_memory=15 * 2**30)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda *device: memory)
+    (row,) = doctor.describe_machine(5).to_dict("records")
+    assert (row["device"], row["precision"], row["memory"]) == ("Tesla T4", "float16", "15 GiB")
+    assert row["minutes"] == "less than 5"
+
+
+def test_memory_that_the_system_does_not_tell_is_unknown(monkeypatch):
+    monkeypatch.setattr("supplementary.hardware.pick_device", lambda: torch.device("cpu"))
+    monkeypatch.setattr(doctor, "total_memory", lambda: None)
+    assert doctor.describe_machine(5)["memory"].tolist() == ["unknown"]

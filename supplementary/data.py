@@ -61,6 +61,8 @@ def find_problem(entry: object) -> str | None:
             return f"has a value of type {type(entry[key]).__name__} as {key!r}; write a string"
         if key != "input" and not entry[key].strip():
             return f"has an empty {key!r}; fill it in or remove the entry"
+        if entry[key] != entry[key].encode("utf-8", "ignore").decode("utf-8"):
+            return f"has half a character (a lone surrogate) in {key!r}; type it anew"
     return None
 
 

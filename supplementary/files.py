@@ -91,7 +91,7 @@ def read_json(path: Path):
     """
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
-    except ValueError as error:  # JSONDecodeError and UnicodeDecodeError are both ValueErrors
+    except (ValueError, RecursionError) as error:  # bad JSON and bad UTF-8 are both ValueErrors
         raise ValueError(f"{path} is not valid JSON ({error}); mend or replace the file") from error
 
 

@@ -177,8 +177,8 @@ class History:
 
 def _steps(
     examples: list[Example], settings: TrainSettings, done: int
-) -> Iterator[tuple[int, list[Batch]]]:
-    """Yield the steps still to do: their number from 0 and the parts of their batch."""
+) -> Iterator[tuple[int, list[int], list[Batch]]]:
+    """Yield the steps still to do: their number from 0, their examples, the parts of the batch."""
     step, size = 0, settings.micro_batch_size
     lengths = [len(example.input_ids) for example in examples]
     for epoch in range(settings.epochs):
@@ -188,7 +188,7 @@ def _steps(
         cut = [[b[i : i + size] for i in range(0, len(b), size)] for b in batches[skip:]]
         loader = iter(packed_loader(examples, list(chain(*cut)), settings.mask_prompt))
         for parts in cut:
-            yield step, list(islice(loader, len(parts)))
+            yield step, list(chain(*parts)), list(islice(loader, len(parts)))
             step += 1
 
 
@@ -207,7 +207,7 @@ def train_step(
         The loss in nats per labelled token, the length of the gradient, and the labelled tokens.
 
     Raises:
-        FloatingPointError: if the loss is not a finite number; the weights are untouched then.
+        FloatingPointError: if loss or gradient are not finite; the weights are untouched then.
     """
     device = model.device
     scaler = scaler or torch.amp.GradScaler(device.type, enabled=False)
@@ -223,6 +223,8 @@ def train_step(
             scaler.scale(loss / count).backward()
     scaler.unscale_(optimizer)
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), settings.max_grad_norm)
+    if not (norm.isfinite() or scaler.is_enabled()):  # a scaler leaves such a step out
+        raise FloatingPointError(f"the gradient norm became {norm.item()}")
     scaler.step(optimizer)
     scaler.update()
     return total / count, norm.item(), count
@@ -255,7 +257,8 @@ def train(
 
     Raises:
         ValueError: if there are no examples, or a resumed run has other settings.
-        FloatingPointError: if the loss is not finite; the message names step and learning rate.
+        FloatingPointError: if loss or gradient are not finite; the message names the step, the
+            learning rate and the examples, and the checkpoint before stays.
     """
     if not examples:
         raise ValueError("no examples to train on; give at least one")
@@ -285,7 +288,7 @@ def train(
     tokens = history.steps[-1]["tokens"] if history.steps else 0
     model.train()
     bar = tqdm(total=end, initial=done, desc="training", unit="step", disable=on_step is not None)
-    for step, parts in _steps(examples, settings, done):
+    for step, indices, parts in _steps(examples, settings, done):
         if step >= end:
             break
         start = time.perf_counter()
@@ -295,8 +298,10 @@ def train(
         try:
             loss, norm, count = train_step(model, optimizer, parts, settings, scaler)
         except FloatingPointError as error:
+            batch = ", ".join(map(str, sorted(indices)))
             raise FloatingPointError(
-                f"{error} at step {step + 1} (learning rate {rate:.2g}); lower the learning rate"
+                f"{error} at step {step + 1} (learning rate {rate:.2g}, training examples {batch}, "
+                "counted from 0); lower the learning rate, or look at these examples"
             ) from error
         tokens += count
         epoch = (step + 1) / per_epoch

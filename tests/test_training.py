@@ -394,7 +394,12 @@ def test_loss_that_is_no_number_stops_the_run_with_the_weights_untouched(
 
     spoil(None)
     rate = learning_rate_at(bad_step - 1, STEPS, SETTINGS)
-    message = rf"the loss became nan at step {bad_step} \(learning rate {rate:.2g}\); lower the"
+    batches = balanced_batches([len(e.input_ids) for e in EXAMPLES], SETTINGS.batch_size, 0)
+    named = ", ".join(map(str, sorted(batches[bad_step - 1])))
+    message = (
+        rf"the loss became nan at step {bad_step} \(learning rate {rate:.2g}, training examples "
+        rf"{named}, counted from 0\); lower the learning rate, or look at these examples"
+    )
     with pytest.raises(FloatingPointError, match=message):
         train(tiny_model, EXAMPLES, [], SETTINGS, tmp_path, on_step=spoil)
     assert_same_weights(tiny_model, known["weights"])
@@ -412,6 +417,19 @@ def test_infinite_loss_in_a_later_part_leaves_the_weights_untouched(tiny_model, 
     monkeypatch.setattr(training, "next_token_loss", lose)
     before = weights_of(tiny_model)
     with pytest.raises(FloatingPointError, match="the loss became inf at step 1 "):
+        train(tiny_model, EXAMPLES, [], SETTINGS)
+    assert_same_weights(tiny_model, before)
+
+
+def test_infinite_gradient_of_a_finite_loss_leaves_the_weights_untouched(tiny_model, monkeypatch):
+    def blow_up(model, batch):
+        loss, count = next_token_loss(model, batch)
+        loss.register_hook(lambda gradient: gradient * math.inf)
+        return loss, count
+
+    monkeypatch.setattr(training, "next_token_loss", blow_up)
+    before = weights_of(tiny_model)
+    with pytest.raises(FloatingPointError, match=r"the gradient norm became (nan|inf) at step 1 "):
         train(tiny_model, EXAMPLES, [], SETTINGS)
     assert_same_weights(tiny_model, before)
 

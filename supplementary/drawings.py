@@ -9,6 +9,7 @@ STAGES = {  # what each notebook takes and gives
     "Finetuning": "loss to weights",
     "LoRA": "adapter to export",
     "Evaluation": "responses to scores",
+    "Clinic": "symptoms to causes",
 }
 
 

@@ -26,6 +26,7 @@ BUILDS = {
     "05_lora": {"LoRALinear", "replace_layers", "add_lora"},
     "06_evaluation": {"bootstrap_interval", "mcnemar_test", "token_f1", "rouge_l", "cohens_kappa"}
     | {"log_likelihoods", "parse_score"},
+    "07_clinic": set(),  # it breaks what the others built
 }
 
 
@@ -58,7 +59,8 @@ def markdown_cells(notebook):
 
 
 def test_the_notebooks_of_the_course_are_there():
-    assert [path.stem for path in NOTEBOOKS][: len(BUILDS)] == list(BUILDS)
+    assert [path.stem for path in NOTEBOOKS] == list(BUILDS)
+    assert [path.stem for path in SOLUTIONS] == list(BUILDS)
 
 
 def test_every_code_cell_was_executed_in_order_and_without_error(any_notebook):
@@ -168,9 +170,12 @@ def test_a_function_is_built_in_one_notebook_only():
 
 
 def test_every_plot_has_an_alternative_text(any_notebook):
+    """It is kept with the cell, and with the output, where nbconvert looks for it."""
     for cell in code_cells(any_notebook):
-        if any("image/png" in output.get("data", {}) for output in cell.outputs):
-            assert len(cell.metadata.get("alt", "")) > 40, cell.source
+        for output in cell.outputs:
+            if "image/png" in output.get("data", {}):
+                assert len(cell.metadata.get("alt", "")) > 40, cell.source
+                assert output.metadata.get("image/png", {}).get("alt") == cell.metadata["alt"]
 
 
 def test_every_drawing_has_a_title_and_a_description(any_notebook):

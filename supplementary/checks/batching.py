@@ -1,5 +1,7 @@
 """The exercises of notebook 02: labels, truncation, padding, and padding on the left."""
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
@@ -40,6 +42,17 @@ def _mask(input_ids: Tensor, first: Tensor, end: Tensor) -> Tensor:
     return torch.where(counts, input_ids, IGNORE_INDEX)
 
 
+def _moved(
+    input_ids: Tensor, prompt_lengths: Tensor, lengths: Tensor, first: int = 0, end: int = 0
+) -> Tensor:
+    return _mask(input_ids, prompt_lengths + first, lengths + end)
+
+
+def _inverted(input_ids: Tensor, prompt_lengths: Tensor, lengths: Tensor) -> Tensor:
+    hidden = _mask(input_ids, prompt_lengths, lengths) == IGNORE_INDEX
+    return torch.where(hidden, input_ids, IGNORE_INDEX)
+
+
 def _hidden_by_id(input_ids: Tensor, prompt_lengths: Tensor, lengths: Tensor) -> Tensor:
     labels = _mask(input_ids, prompt_lengths, lengths)
     return labels.masked_fill(labels == END, IGNORE_INDEX)
@@ -61,10 +74,10 @@ check_mask_labels = Check(
     solution=mask_labels,
     cases=lambda: {
         "the toy batch": (pad_right(TOY), torch.tensor([3, 1, 2]), torch.tensor([6, 3, 4])),
-        "rows that begin with the end-of-text id": (
-            pad_right([[END, 1, 2, END], [END, 3, END]]),
+        "rows that hold the end-of-text id elsewhere, too": (
+            pad_right([[END, 1, 2, END, 3, END], [END, 3, END]]),
             torch.tensor([2, 1]),
-            torch.tensor([4, 3]),
+            torch.tensor([6, 3]),
         ),
     },
     mistakes={
@@ -72,17 +85,19 @@ check_mask_labels = Check(
             _hidden_by_id
         ),
         "the labels are shifted here, and the loss will shift them again": _shifted,
-        "the padding keeps its labels": lambda ids, prompts, lengths: _mask(
-            ids, prompts, torch.full_like(lengths, ids.shape[1])
+        "the padding keeps its labels": partial(_moved, end=END),
+        "the prompt keeps its labels": partial(_moved, first=-END),
+        "the first response token is hidden, too": partial(_moved, first=1),
+        "the last prompt token has a label": partial(_moved, first=-1),
+        "the end-of-text is hidden, too; `lengths` counts it, so its place is `lengths - 1`": (
+            partial(_moved, end=-1)
         ),
-        "the prompt keeps its labels": lambda ids, prompts, lengths: _mask(
-            ids, torch.zeros_like(prompts), lengths
+        "the first padding token has a label; places count from 0, `lengths` from 1": (
+            partial(_moved, end=1)
         ),
-        "the first response token is hidden, too": lambda ids, prompts, lengths: _mask(
-            ids, prompts + 1, lengths
-        ),
-        "the last prompt token has a label": lambda ids, prompts, lengths: _mask(
-            ids, prompts - 1, lengths
+        "the response is hidden, and the rest has labels; look at what True does": _inverted,
+        "places (T,) are compared with lengths (B,); `[:, None]` makes those a column (B, 1)": (
+            lambda ids, *limits: torch.arange(ids.shape[1]) >= limits[0]
         ),
         "`input_ids` are changed in place: the model would read -100": _in_place,
     },
@@ -91,66 +106,69 @@ check_mask_labels = Check(
 
 def truncate(example: Example, max_length: int) -> Example | None:
     """Return the example cut to `max_length` with its end-of-text; None if no response is left."""
-    *ids, end = example.input_ids
-    if example.prompt_length + 2 > max_length:
+    return _truncate(example, max_length)
+
+
+def _truncate(
+    example: Example, max_length: int, room: int = 2, longer: int = 0, end: bool = True
+) -> Example | None:
+    """Cut an example that has `room` behind its prompt, which -END says of all."""
+    if example.prompt_length + room > max_length:
         return None
-    return Example([*ids[: max_length - 1], end], example.prompt_length)
-
-
-def _cut_off(example: Example, max_length: int) -> Example | None:
-    if example.prompt_length + 2 > max_length:
-        return None
-    return Example(example.input_ids[:max_length], example.prompt_length)
-
-
-def _one_too_long(example: Example, max_length: int) -> Example | None:
-    if example.prompt_length + 2 > max_length:
-        return None
-    *ids, end = example.input_ids
-    return Example([*ids[:max_length], end], example.prompt_length)
+    *ids, last = example.input_ids
+    ids = [*ids[: max_length - 1 + longer], last] if end else example.input_ids[:max_length]
+    return Example(ids, example.prompt_length)
 
 
 def _end_twice(example: Example, max_length: int) -> Example | None:
-    if example.prompt_length + 2 > max_length:
-        return None
-    ids = example.input_ids[: max_length - 1]
-    return Example([*ids, example.input_ids[-1]], example.prompt_length)
-
-
-def _never_none(example: Example, max_length: int) -> Example:
-    *ids, end = example.input_ids
-    return Example([*ids[: max_length - 1], end], example.prompt_length)
-
-
-def _only_the_end(example: Example, max_length: int) -> Example | None:
-    return None if example.prompt_length + 1 > max_length else _never_none(example, max_length)
+    longer = Example([*example.input_ids, example.input_ids[-1]], example.prompt_length)
+    return truncate(longer, max_length)
 
 
 def _from_the_left(example: Example, max_length: int) -> Example | None:
-    if example.prompt_length + 2 > max_length:
-        return None
-    cut = max(0, len(example.input_ids) - max_length)
-    return Example(example.input_ids[cut:], example.prompt_length - cut)
+    gone = max(0, len(example.input_ids) - max_length)
+    left = Example(example.input_ids[gone:], example.prompt_length - gone)
+    return left if truncate(example, max_length) else None
 
 
 check_truncate = Check(
     solution=truncate,
     cases=lambda: {
         "five tokens and the end, to be cut to five": (Example([0, 1, 2, 3, 4, END], 2), 5),
-        "an example that just fits": (Example([0, 1, 2, END], 2), 4),
+        "an example that just fits": (Example([0, 1, 2, END], 1), 4),
         "an example that is shorter": (Example([0, 1, 2, END], 2), 9),
+        "room for one response token and the end": (Example([0, 1, 2, 3, 4, END], 3), 5),
         "a prompt that leaves room for the end alone": (Example([0, 1, 2, 3, END], 3), 4),
         "a prompt that is longer than all that is allowed": (Example([0, 1, 2, 3, END], 3), 2),
     },
     mistakes={
-        "the end-of-text is cut off: the model learns to go on where it should stop": _cut_off,
-        "the result is one token too long; the end-of-text needs room, too": _one_too_long,
+        "the end-of-text is cut off: the model learns to go on where it should stop": partial(
+            _truncate, end=False
+        ),
+        "the end-of-text is cut off, and a prompt without a response is kept": partial(
+            _truncate, room=-END, end=False
+        ),
+        "the result is one token too long; the end-of-text needs room, too": partial(
+            _truncate, longer=1
+        ),
+        "the result is one token too long, and a prompt without room for a response is kept": (
+            partial(_truncate, room=-END, longer=1)
+        ),
         "an example that is not cut gets a second end-of-text": _end_twice,
-        "a prompt without room for a response is kept; it teaches nothing": _never_none,
-        "an example without a response token is kept; it teaches to answer nothing": _only_the_end,
+        "a prompt without room for a response is kept; it teaches nothing": partial(
+            _truncate, room=-END
+        ),
+        "an example without a response token is kept; it teaches to answer nothing": partial(
+            _truncate, room=1
+        ),
+        "room for one response token and the end is enough; such an example is dropped": (
+            partial(_truncate, room=3)
+        ),
+        "all examples that are too long are dropped; cut those with room for a response": (
+            lambda example, max_length: example if len(example.input_ids) <= max_length else None
+        ),
         "the beginning is cut off; the model needs the instruction": _from_the_left,
     },
-    view=lambda example: {"input_ids": example.input_ids, "prompt_length": example.prompt_length},
 )
 
 
@@ -229,6 +247,9 @@ def _left(examples: list[Example], pad_token_id: int, mask: str = "whole") -> Ba
         "causal": causal.expand(len(examples), -1, -1),
         "padding": (real[:, None] | itself).expand(-1, longest, -1),
         "transposed": (causal & real[:, None] | itself).transpose(1, 2),
+        "not itself": causal & real[:, None],
+        "of the rows": real,
+        "inverted": ~(causal & real[:, None] | itself),
     }
     return {"input_ids": input_ids, "labels": labels, "attention_mask": masks[mask]}
 
@@ -246,8 +267,26 @@ def _right(examples: list[Example], pad_token_id: int) -> Batch:
     }
 
 
+def _by_id(examples: list[Example], pad_token_id: int) -> Batch:
+    batch = collate_left(examples, pad_token_id)
+    labels = batch["labels"].masked_fill(batch["input_ids"] == pad_token_id, IGNORE_INDEX)
+    return batch | {"labels": labels}
+
+
+def _labels_from_column_0(examples: list[Example], pad_token_id: int) -> Batch:
+    batch = collate_left(examples, pad_token_id)
+    ids = batch["input_ids"]
+    gaps = ids.shape[1] - torch.tensor([len(example.input_ids) for example in examples])
+    prompts = torch.tensor([example.prompt_length for example in examples])
+    whole = torch.full_like(gaps, ids.shape[1])
+    return batch | {"labels": _mask(ids, torch.maximum(gaps, prompts), whole)}
+
+
 def try_batch(batch: Batch) -> dict:
-    """Return the ids, the labels, and the loss that a small random model has on the batch."""
+    """Return ids, labels, a small random model's loss, and whether tokens see themselves."""
+    mask = batch.get("attention_mask")
+    if mask is not None and mask.ndim != 3:
+        raise ValueError("the `attention_mask` has the shape (B, T, T), a row for each token")
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(0)
         model = CausalLM(TINY)
@@ -258,6 +297,7 @@ def try_batch(batch: Batch) -> dict:
         "input_ids": batch["input_ids"],
         "labels": batch["labels"],
         "loss": (loss / count).item(),
+        "every token sees itself": mask is None or bool(mask.diagonal(dim1=1, dim2=2).all()),
     }
 
 
@@ -272,13 +312,26 @@ check_collate_left = Check(
     },
     mistakes={
         "the real tokens see the padding: there is no `attention_mask`, or a causal one only": (
-            lambda examples, pad: _left(examples, pad, "causal")
+            partial(_left, mask="causal")
         ),
         "the mask hides the padding, but tokens see what comes later": (
-            lambda examples, pad: _left(examples, pad, "padding")
+            partial(_left, mask="padding")
         ),
         "rows and columns of the mask are swapped; a row says what one token sees": (
-            lambda examples, pad: _left(examples, pad, "transposed")
+            partial(_left, mask="transposed")
+        ),
+        "a padding token sees nothing, not even itself; a softmax over nothing can give NaN": (
+            partial(_left, mask="not itself")
+        ),
+        "the mask (B, T) says what is real, not what each token sees; asked for is (B, T, T)": (
+            partial(_left, mask="of the rows")
+        ),
+        "True means that a token may be looked at; here it means hidden": (
+            partial(_left, mask="inverted")
+        ),
+        "the end-of-text has no label: it has the padding's id, so hide padding by place": _by_id,
+        "the prompts' labels are hidden from column 0 on, but the padding moved the prompts": (
+            _labels_from_column_0
         ),
         "the padding is on the right": _right,
     },

@@ -56,6 +56,18 @@ check_phi3_pieces = Check(
             f"\n{entry['instruction']} {entry['input']}".rstrip()
         ),
         "no line break follows <|user|>": lambda entry: _phi3(user_text(entry)),
+        "a line break stands before <|end|>; it follows the mark": lambda entry: _phi3(
+            f"\n{user_text(entry)}\n"
+        ),
+        "no line break follows <|end|>": lambda entry: [
+            *phi3_prompt(entry)[:3],
+            *phi3_prompt(entry)[4:],
+        ],
+        "the line breaks are in the marks, which no tokenizer knows like that": lambda entry: [
+            Control("<|user|>\n"),
+            user_text(entry),
+            *map(Control, ("<|end|>\n", "<|assistant|>\n")),
+        ],
         "the user's turn is not closed by <|end|>": lambda entry: _phi3(
             "\n" + user_text(entry), end=""
         ),
@@ -108,7 +120,11 @@ def _repeated(pairs: list, part_of: list[str]) -> list[int]:
     found = []
     for pair in pairs:
         found += find_leaks([pair], part_of)
-    return sorted(found)
+    return found
+
+
+def _as_found(pairs: list, part_of: list[str]) -> list[int]:
+    return list(dict.fromkeys(_repeated(pairs, part_of)))
 
 
 check_find_leaks = Check(
@@ -118,9 +134,9 @@ check_find_leaks = Check(
             [(0, 3, 1.0), (1, 3, 0.9), (2, 3, 0.85), (0, 1, 0.8), (3, 5, 0.8), (4, 6, 0.8)],
             ["train", "train", "train", "test", "test", "validation", "test"],
         ),
-        "entries that were shuffled": (
-            [(0, 2, 1.0), (1, 3, 0.9), (0, 1, 0.8)],
-            ["test", "validation", "train", "train"],
+        "nine entries that were shuffled": (
+            [(8, 2, 1.0), (1, 3, 0.9), (0, 1, 0.8)],
+            ["test", "validation", *["train"] * 6, "test"],
         ),
         "no pairs": ([], ["train", "test"]),
     },
@@ -137,6 +153,13 @@ check_find_leaks = Check(
         ),
         "these are the training entries; asked for are those that repeat them": _training_side,
         "an entry with several repeats is named several times": _repeated,
+        "the entries are not sorted; a list made of a set has no order to rely on": _as_found,
+        "this is a set, which has no order; asked for is a sorted list": lambda *given: set(
+            find_leaks(*given)
+        ),
+        "these are whole pairs; asked for are the held-out entries alone": lambda pairs, part_of: [
+            pair for pair in pairs if find_leaks([pair], part_of)
+        ],
     },
 )
 
@@ -154,6 +177,11 @@ def _by_the_sum(first: set, second: set, weights: dict) -> float:
 
 def _counted(first: set, second: set, weights: dict) -> float:
     return len(first & second) / len(first | second) if first | second else 0.0
+
+
+def _by_all(first: set, second: set, weights: dict) -> float:
+    total = sum(weights.values())
+    return sum(weights[word] for word in first & second) / total if total else 0.0
 
 
 def _by_the_first(first: set, second: set, weights: dict) -> float:
@@ -177,7 +205,7 @@ check_rare_similarity = Check(
             {"what", "is", "an", "antonym", "of", "complicated"},
             {"which", "word", "is", "the", "contrary", "of", "complicated"},
             {"what": 0.5, "is": 0.25, "an": 1.0, "antonym": 4.0, "of": 0.25, "complicated": 6.0}
-            | {"which": 1.0, "word": 2.0, "the": 0.5, "contrary": 5.0},
+            | {"which": 1.0, "word": 2.0, "the": 0.5, "contrary": 5.0, "river": 4.0},
         ),
         "nothing shared": ({"sum"}, {"river"}, {"sum": 3.0, "river": 4.0}),
         "words that are in every entry, so of weight 0": ({"a"}, {"a"}, {"a": 0.0}),
@@ -185,8 +213,16 @@ check_rare_similarity = Check(
     mistakes={
         "shared words count twice in the divisor; take each word of both once": _by_the_sum,
         "words are counted; add up their weights": _counted,
+        "the divisor holds all words that have a weight; take those of the two questions": _by_all,
         "the divisor holds the words of one question only, so the order matters": _by_the_first,
         "the division is missing, so long questions look alike": _undivided,
         "a weight of 0 in all words divides by zero; the similarity is 0 then": _zero_division,
+        "questions whose words all weigh 0 are taken for alike; the similarity is 0 then": (
+            lambda first, second, weights: (
+                rare_similarity(first, second, weights)
+                if any(weights[word] for word in first | second)
+                else 1.0
+            )
+        ),
     },
 )

@@ -1,9 +1,11 @@
 """The exercises of notebook 05: rank and budget, other layers, an extracted adapter, other data."""
 
+import math
+
 import torch
 from torch import Tensor, nn
 
-from ..lora import LoRALinear
+from ..lora import TARGETS, LoRALinear
 from ..model import CausalLM
 from ..prompts import Entry
 from .batching import TINY
@@ -17,12 +19,8 @@ def largest_rank(budget: int, shapes: Shapes) -> int:
     return budget // sum(n_out + n_in for n_out, n_in in shapes)
 
 
-def _rounded_up(budget: int, shapes: Shapes) -> int:
-    return -(-budget // sum(n_out + n_in for n_out, n_in in shapes))
-
-
-def _at_least_one(budget: int, shapes: Shapes) -> int:
-    return max(1, largest_rank(budget, shapes))
+def _fraction(budget: int, shapes: Shapes) -> float:
+    return budget / sum(n_out + n_in for n_out, n_in in shapes)
 
 
 check_largest_rank = Check(
@@ -31,6 +29,7 @@ check_largest_rank = Check(
         "q_proj and v_proj of a block": (50_000, [(576, 576), (192, 576)]),
         "a budget that is used up exactly": (36, [(4, 8)]),
         "a budget that is too small": (5, [(4, 8)]),
+        "a budget that is nearly enough for one rank more": (35, [(4, 8)]),
     },
     mistakes={
         "the numbers of W itself are counted; they are frozen": lambda budget, shapes: (
@@ -42,8 +41,16 @@ check_largest_rank = Check(
         "only B is counted; A has as many columns as the layer has inputs": (
             lambda budget, shapes: budget // sum(n_out for n_out, _ in shapes)
         ),
-        "the rank is rounded up, which is over the budget": _rounded_up,
-        "a rank of 1 is over this budget; nothing fits, so the answer is 0": _at_least_one,
+        "the rank is rounded up, which is over the budget": lambda budget, shapes: math.ceil(
+            _fraction(budget, shapes)
+        ),
+        "the rank is rounded to the nearest number, which can be over the budget": (
+            lambda budget, shapes: round(_fraction(budget, shapes))
+        ),
+        "this is a fraction; a rank counts rows and columns, so it is a whole number": _fraction,
+        "a rank of 1 is over this budget; nothing fits, so the answer is 0": lambda *given: max(
+            1, largest_rank(*given)
+        ),
         "each layer gets the whole budget; they share it": lambda budget, shapes: min(
             budget // (n_out + n_in) for n_out, n_in in shapes
         ),
@@ -58,13 +65,14 @@ def extract_adapter(update: Tensor, rank: int, alpha: float) -> tuple[Tensor, Te
 
 
 def _spoiled(values: str):
-    """Return an `extract_adapter` that does something else with the singular values."""
+    """Return an `extract_adapter` with another use of the singular values, or of the scaling."""
 
     def extract(update: Tensor, rank: int, alpha: float) -> tuple[Tensor, Tensor]:
         U, S, Vh = torch.linalg.svd(update, full_matrices=False)
         first = slice(-rank, None) if values == "last" else slice(rank)
         S = {"none": torch.ones_like(S), "twice": S**2}.get(values, S)
-        scale = {"unscaled": 1.0, "inverse": alpha / rank}.get(values, rank / alpha)
+        scales = {"unscaled": 1.0, "inverse": alpha / rank, "in both": (rank / alpha) ** 2}
+        scale = scales.get(values, rank / alpha)
         return Vh[first], U[:, first] * S[first] * scale
 
     return extract
@@ -75,10 +83,6 @@ def _columns(update: Tensor, rank: int, alpha: float) -> tuple[Tensor, Tensor]:
     return Vh.T[:rank], U[:, :rank] * S[:rank] * (rank / alpha)
 
 
-def _swapped(update: Tensor, rank: int, alpha: float) -> tuple[Tensor, Tensor]:
-    return extract_adapter(update, rank, alpha)[::-1]
-
-
 def _update(n_out: int, n_in: int) -> Tensor:
     return torch.randn(n_out, n_in, generator=torch.Generator().manual_seed(0))
 
@@ -86,7 +90,9 @@ def _update(n_out: int, n_in: int) -> Tensor:
 def view_factors(factors: tuple[Tensor, Tensor]) -> dict:
     """Return the shapes of A and B, and their product; how it is split between them is free."""
     A, B = factors
-    return {"shape of A": tuple(A.shape), "shape of B": tuple(B.shape), "B A": B @ A}
+    shapes = {"shape of A": tuple(A.shape), "shape of B": tuple(B.shape)}
+    product = (B @ A).double() if B.shape[-1] == A.shape[0] else "their shapes do not fit"
+    return shapes | {"B A": product}
 
 
 check_extract_adapter = Check(
@@ -99,13 +105,16 @@ check_extract_adapter = Check(
     mistakes={
         "the scaling is forgotten: the layer multiplies B A by alpha / r": _spoiled("unscaled"),
         "the layer multiplies B A by alpha / r, so divide by it here": _spoiled("inverse"),
+        "the scaling is made up for twice, in A and in B; the layer applies it once": (
+            _spoiled("in both")
+        ),
         "the singular values are missing; U and Vh are only directions": _spoiled("none"),
         "the singular values are in both factors, so the product has their squares": (
             _spoiled("twice")
         ),
         "these are the shortest pieces; the singular values fall": _spoiled("last"),
         "the rows of Vh are the directions, not its columns": _columns,
-        "A and B are swapped: A (r x in) comes first": _swapped,
+        "A and B are swapped: A (r x in) comes first": lambda *given: extract_adapter(*given)[::-1],
     },
     view=view_factors,
 )
@@ -127,28 +136,28 @@ def _wrap(model: CausalLM, chosen, rank: int, alpha: float, freeze: str = "befor
         model.requires_grad_(False)
 
 
-def _not_frozen(model: CausalLM, targets: list[str], rank: int, alpha: float) -> None:
-    _wrap(model, lambda name: name in targets, rank, alpha, freeze="never")
+def _wrapping(matches, freeze: str = "before"):
+    """Return an `add_lora_to` that wraps the layers with `matches(name, targets)`."""
 
+    def add(model: CausalLM, targets: list[str], rank: int, alpha: float) -> None:
+        _wrap(model, lambda name: matches(name, targets), rank, alpha, freeze)
 
-def _frozen_after(model: CausalLM, targets: list[str], rank: int, alpha: float) -> None:
-    _wrap(model, lambda name: name in targets, rank, alpha, freeze="after")
-
-
-def _all_layers(model: CausalLM, targets: list[str], rank: int, alpha: float) -> None:
-    _wrap(model, lambda name: True, rank, alpha)
-
-
-def _similar_names(model: CausalLM, targets: list[str], rank: int, alpha: float) -> None:
-    _wrap(model, lambda name: any(target[-4:] in name for target in targets), rank, alpha)
+    return add
 
 
 def _swapped_numbers(model: CausalLM, targets: list[str], rank: int, alpha: float) -> None:
-    _wrap(model, lambda name: name in targets, int(alpha), rank)
+    add_lora_to(model, targets, alpha, rank)
 
 
-def _first_only(model: CausalLM, targets: list[str], rank: int, alpha: float) -> None:
-    _wrap(model, lambda name: name in targets[:1], rank, alpha)
+def _at_the_root(model: CausalLM, targets: list[str], rank: int, alpha: float) -> None:
+    model.requires_grad_(False)
+    for name, child in list(model.named_modules()):
+        if name.rpartition(".")[2] in targets:
+            setattr(model, name, LoRALinear(child, rank, alpha))
+
+
+def _only_frozen(model: CausalLM, targets: list[str], rank: int, alpha: float) -> None:
+    model.requires_grad_(False)
 
 
 def random_model() -> CausalLM:
@@ -158,31 +167,55 @@ def random_model() -> CausalLM:
         return CausalLM(TINY)
 
 
+@torch.no_grad()
 def view_layers(model: CausalLM) -> dict:
-    """Return which layers of a small model have LoRA, what is trained, and whether it changed."""
-    lora = {n: m for n, m in model.named_modules() if type(m).__name__ == LoRALinear.__name__}
+    """Return which layers of a small model have LoRA, what is trained, and what LoRA changes."""
+    modules = {name: model.get_submodule(name) for name, _ in model.named_modules()}
+    lora = {n: m for n, m in modules.items() if type(m).__name__ == LoRALinear.__name__}
     input_ids = torch.arange(6)[None]
+    before, at_first = random_model()(input_ids), model(input_ids)
+    for module in lora.values():
+        module.lora_B.fill_(1.0)
     return {
-        "LoRA around": list(lora),
+        "LoRA around": [name.removeprefix("model.layers.") for name in lora],
         "scaling": sorted({module.scaling for module in lora.values()}),
         "trainable": sum(p.numel() for p in model.parameters() if p.requires_grad),
-        "output unchanged": torch.equal(model(input_ids), random_model()(input_ids)),
+        "output unchanged at first": torch.equal(at_first, before),
+        "output changed by B": not torch.equal(model(input_ids), at_first),
     }
 
 
 check_add_lora_to = Check(
     solution=add_lora_to,
     cases=lambda: {
-        "q_proj and v_proj of a small model": (random_model(), ["q_proj", "v_proj"], 4, 8.0),
-        "the feed-forward layers": (random_model(), ["up_proj", "down_proj"], 2, 32.0),
+        "q_proj and v_proj of a small model": (random_model(), ["q_proj", "v_proj"], 4, 8),
+        "the feed-forward layers": (random_model(), ["up_proj", "down_proj"], 2, 32),
+        "names that only resemble those of layers": (random_model(), ["proj", "old_q_proj"], 4, 8),
     },
     mistakes={
-        "the model is not frozen: all other parameters are trained, too": _not_frozen,
-        "the model is frozen after A and B are there, so nothing is trained": _frozen_after,
-        "all linear layers are wrapped, the output layer, too": _all_layers,
-        "layers whose names only resemble a target are wrapped": _similar_names,
+        "the model is not frozen: all other parameters are trained, too": _wrapping(
+            lambda name, targets: name in targets, freeze="never"
+        ),
+        "the model is frozen after A and B are there, so nothing is trained": _wrapping(
+            lambda name, targets: name in targets, freeze="after"
+        ),
+        "`targets` is not used: all linear layers are wrapped, the output layer, too": _wrapping(
+            lambda name, targets: True
+        ),
+        "`targets` is not used: seven layers of each block are wrapped, whatever is asked for": (
+            _wrapping(lambda name, targets: name in TARGETS)
+        ),
+        "a layer is wrapped if a target is part of its name; the names must match exactly": (
+            _wrapping(lambda name, targets: any(target in name for target in targets))
+        ),
+        "a layer is wrapped if its name is part of a target; the names must match exactly": (
+            _wrapping(lambda name, targets: any(name in target for target in targets))
+        ),
         "rank and alpha are swapped": _swapped_numbers,
-        "only the first of the names is used": _first_only,
+        "the model is frozen, but none of its layers is replaced": _only_frozen,
+        "the new layers hang at the model itself under names with dots, where no forward pass "
+        "looks; the old ones still do the work": _at_the_root,
+        "the given model is as it was; it has to be changed in place": lambda *arguments: None,
     },
     view=view_layers,
     in_place=True,
@@ -212,15 +245,22 @@ def _converted(conversations: list[dict], mistake: str) -> list[Entry]:
             if mistake == "last" or message["role"] not in texts:
                 content = message["content"]
                 texts[message["role"]] = content if mistake == "strip" else content.strip()
-        system, user = texts.get("system", ""), texts.get("user", "")
-        if mistake == "system":
-            system = ""
-        if mistake != "empty" and not (user and texts.get("assistant")):
+        system, user, output = (texts.get(role, "") for role in ("system", "user", "assistant"))
+        wanted = {
+            "all": True,
+            "no question": output,
+            "white space": {"user", "assistant"} <= texts.keys(),
+        }
+        if not wanted.get(mistake, user and output):
             continue
-        instruction, text = (system, user) if system else (user, "")
-        if mistake == "order" and system:
+        first = {
+            "lost": False,
+            "always": True,
+            "empty system": "system" in texts,
+        }.get(mistake, system)
+        instruction, text = (system, user) if first else (user, "")
+        if mistake == "order":
             instruction, text = user, system
-        output = texts.get("assistant", "")
         entries.append({"instruction": instruction, "input": text, "output": output})
         if mistake == "no input" and not text:
             del entries[-1]["input"]
@@ -252,20 +292,34 @@ check_to_entries = Check(
         "a question without an answer, and an empty answer": (
             [_talk("user: Are you there?"), _talk("user: And now?", "assistant:  ")],
         ),
+        "an answer without a question": ([_talk("system: Be kind.", "assistant: Hello!")],),
+        "an empty system message": ([_talk("system:  ", "user: Is ice cold?", "assistant: Yes.")],),
     },
     mistakes={
         "the system message is lost; it is the instruction, and the question its input": (
-            _mistaken("system")
+            _mistaken("lost")
         ),
         "with a system message, that is the instruction and the question the input": (
             _mistaken("order")
+        ),
+        "without a system message, the question is the instruction, and the input is empty": (
+            _mistaken("always")
+        ),
+        "an empty system message counts as none; the question is the instruction then": (
+            _mistaken("empty system")
         ),
         "the last question is taken; without the turns before it, it cannot be understood": (
             _mistaken("last")
         ),
         "white space around the texts stays; the model would learn it": _mistaken("strip"),
-        "a conversation without an answer becomes an entry; it teaches silence": (
-            _mistaken("empty")
+        "nothing is left out; without a question or an answer there is nothing to learn": (
+            _mistaken("all")
+        ),
+        "an answer of white space alone counts as an answer; it teaches silence": (
+            _mistaken("white space")
+        ),
+        "a conversation without a question becomes an entry; its answer answers nothing": (
+            _mistaken("no question")
         ),
         "an entry lacks the key `input`; it is empty, not absent": _mistaken("no input"),
     },

@@ -46,3 +46,25 @@ def test_no_answer_makes_a_check_raise(check, wrong):
 @pytest.mark.parametrize("answer", [None, 3, "text", [1]])
 def test_a_value_instead_of_a_function_is_explained(check, answer):
     assert check.verdict(answer).startswith("Give the function itself")
+
+
+def test_a_case_that_rightly_gives_nothing_is_no_missing_return():
+    verdict = checks.check_truncate.verdict(
+        lambda example, max_length: example if len(example.input_ids) <= max_length else None
+    )
+    assert verdict.startswith("Not yet: ") and "no `return`" not in verdict
+
+
+def test_a_result_of_another_kind_is_met_with_what_is_asked_for():
+    verdict = checks.check_encode_phi3.verdict(lambda entries, tokenizer: [{}])
+    assert "asked for is a list of Example" in verdict
+
+
+def test_of_an_expected_exception_only_the_kind_is_shown():
+    def zip_alone(entries, before, after):
+        rows = zip(entries, before, after, strict=False)
+        return [
+            {**e, "response_before": a.strip(), "response_after": b.strip()} for e, a, b in rows
+        ]
+
+    assert "  expected: raises ValueError\n" in checks.check_pair_responses.verdict(zip_alone)

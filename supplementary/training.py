@@ -308,8 +308,8 @@ def train(
         row = {"step": step + 1, "epoch": epoch, "tokens": tokens, "learning_rate": rate}
         row |= {"loss": loss, "grad_norm": norm, "seconds": time.perf_counter() - start}
         history.steps.append(row)
+        bar.set_postfix(loss=f"{loss:.2f}", refresh=False)  # `update` keeps to its interval
         bar.update()
-        bar.set_postfix(loss=f"{loss:.2f}")
         if on_step:
             on_step(row)
         last = step + 1 == total_steps

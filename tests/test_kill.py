@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from jupyter_client.manager import run_kernel
 from safetensors.torch import load_file
 
 from supplementary.runs import latest_checkpoint
@@ -19,7 +20,7 @@ from supplementary.runs import latest_checkpoint
 ROOT = Path(__file__).resolve().parent.parent
 KILLS = int(os.environ.get("KILLS", "3"))
 STEPS = 60
-CHILD = f"""
+RUN = f"""
 import os, sys
 from pathlib import Path
 import torch
@@ -34,7 +35,8 @@ model = CausalLM(ModelConfig(97, 32, 64, 2, 4, 2, 8, max_position_embeddings=64)
 draw = lambda low, high: torch.randint(low, high, (1,)).item()
 examples = [Example([draw(1, 97) for _ in range(draw(4, 12))] + [0], 2) for _ in range({STEPS})]
 settings = TrainSettings(epochs=2, batch_size=2, checkpoint_every=1, eval_every=1000)
-
+"""
+CHILD = f"""{RUN}
 if len(sys.argv) > 2:  # die in the middle of writing the checkpoint of that step
     write = runs.write_tensors
     def write_and_die(path, tensors):
@@ -82,6 +84,12 @@ def untouched(tmp_path_factory):
     return weights(folder), seconds
 
 
+def run_cell(client, source: str) -> str:
+    """Run a cell; return "ok" or the name of the exception that ended it."""
+    reply = client.execute_interactive(source, timeout=120, output_hook=lambda message: None)
+    return reply["content"].get("ename") or reply["content"]["status"]
+
+
 def assert_equal(folder: Path, expected: dict[str, torch.Tensor]) -> None:
     found = weights(folder)
     assert found.keys() == expected.keys()
@@ -116,3 +124,17 @@ def test_a_run_that_dies_while_it_writes_a_checkpoint_loses_nothing_before(
     assert (last.name if last else None) == (f"checkpoint-{step - 1:06d}" if step > 1 else None)
     finish(tmp_path)
     assert_equal(tmp_path, untouched[0])
+
+
+def test_an_interrupted_cell_leaves_a_kernel_that_goes_on_with_the_run(untouched, tmp_path):
+    """What the stop button of a notebook does, in the middle of training."""
+    folder = tmp_path / "run"
+    # The interrupt comes from inside, after some steps, as a slow machine has no fixed moment.
+    stop = "lambda row: row['step'] == 20 and signal.raise_signal(signal.SIGINT)"
+    train = f"train(model, examples, [], settings, Path({str(folder)!r}), True, on_step={{}})"
+    with run_kernel(cwd=str(ROOT)) as client:
+        assert run_cell(client, RUN + "import signal") == "ok"
+        assert run_cell(client, train.format(stop)) == "KeyboardInterrupt"
+        assert latest_checkpoint(folder).name in ("checkpoint-000019", "checkpoint-000020")
+        assert run_cell(client, train.format("lambda row: None")) == "ok"
+    assert_equal(folder, untouched[0])

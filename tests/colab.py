@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from unittest import mock
 
 import nbformat
 from nbclient import NotebookClient
@@ -92,9 +93,7 @@ def play(notebook: Path, python: Path, repository: Path, folder: Path) -> Path:
         "GIT_CONFIG_KEY_0": f"url.{repository.as_uri()}.insteadOf",
         "GIT_CONFIG_VALUE_0": f"https://github.com/{read_repository()}",
     }
-    old = os.environ.get("JUPYTER_PATH")
-    os.environ["JUPYTER_PATH"] = str(folder / "share" / "jupyter")
-    try:
+    with mock.patch.dict(os.environ, JUPYTER_PATH=str(folder / "share" / "jupyter")):
         client = NotebookClient(
             nbformat.read(content / notebook.name, as_version=4),
             timeout=3000,
@@ -102,11 +101,6 @@ def play(notebook: Path, python: Path, repository: Path, folder: Path) -> Path:
             resources={"metadata": {"path": str(content)}},
         )
         client.execute(env=env)
-    finally:
-        if old is None:
-            del os.environ["JUPYTER_PATH"]
-        else:
-            os.environ["JUPYTER_PATH"] = old
     return content / read_repository().split("/")[1]
 
 

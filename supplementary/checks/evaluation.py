@@ -113,7 +113,11 @@ SWAPPED = {"A": "after", "B": "before", None: None}
 
 def fair_preference(given: list[str | None], swapped: list[str | None]) -> dict[str, int]:
     """Count the comparisons that each response wins in both orders, and those that neither does."""
-    return _count(given, swapped, lambda a, b: a if a == b else None)
+    return _count(given, swapped, _agree)
+
+
+def _agree(first: str | None, second: str | None) -> str | None:
+    return first if first == second else None
 
 
 def _count(given: list, swapped: list, decide: Callable, names: tuple = (GIVEN, SWAPPED)) -> dict:
@@ -125,10 +129,6 @@ def _count(given: list, swapped: list, decide: Callable, names: tuple = (GIVEN, 
 
 def _deciding(decide: Callable, names: tuple = (GIVEN, SWAPPED)) -> Callable:
     return lambda given, swapped: _count(given, swapped, decide, names)
-
-
-def _agree(first: str | None, second: str | None) -> str | None:
-    return first if first == second else None
 
 
 def _counting_replies(given: list, swapped: list) -> dict[str, int]:

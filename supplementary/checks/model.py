@@ -196,7 +196,7 @@ check_min_p = Check(
 
 def cache_mask(cached: int, new: int) -> Tensor:
     """Return the boolean mask (1, new, cached + new) of tokens that follow cached ones."""
-    return torch.ones(1, new, cached + new, dtype=torch.bool).tril(cached)
+    return _shifted(cached, new, 0)
 
 
 def _shifted(cached: int, new: int, by: int) -> Tensor:

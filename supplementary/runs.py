@@ -6,8 +6,10 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from .files import read_json, read_tensors, whole_folder, write_json, write_tensors
+from .files import read_json, read_tensors, sha256, whole_folder, write_json, write_tensors
 
+_CONTENT = ("weights.safetensors", "optimizer.safetensors", "state.json")
+_HASHES = "sha256.json"  # of these files; safetensors has no check of its own
 _MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 
 
@@ -37,10 +39,11 @@ def write_checkpoint(
         for name, p in parameters.items()
         for moment in _MOMENTS
     }
-    with whole_folder(folder, ("*.safetensors", "state.json")) as beside:
+    with whole_folder(folder, (*_CONTENT, _HASHES)) as beside:
         write_tensors(beside / "weights.safetensors", parameters)
         write_tensors(beside / "optimizer.safetensors", moments)
         write_json(beside / "state.json", state)
+        write_json(beside / _HASHES, {name: sha256(beside / name) for name in _CONTENT})
     for other in _checkpoints(run_folder):
         if other != folder:
             shutil.rmtree(other)
@@ -54,6 +57,21 @@ def _checkpoints(run_folder: Path) -> list[Path]:
 def latest_checkpoint(run_folder: Path) -> Path | None:
     """Return the newest checkpoint of a run, or None if it has none."""
     return max(_checkpoints(run_folder), default=None)
+
+
+def check_checkpoint(folder: Path) -> None:
+    """See whether a checkpoint's files are, to the last bit, those that were written.
+
+    Raises:
+        ValueError: naming the file that is missing or damaged.
+    """
+    for name in (_HASHES, *_CONTENT):
+        if not (folder / name).is_file():
+            raise ValueError(f"{folder / name} is missing; remove {folder} and train anew")
+    hashes = read_json(folder / _HASHES)
+    for name in _CONTENT:
+        if hashes.get(name) != sha256(folder / name):
+            raise ValueError(f"{folder / name} is damaged; remove {folder} and train anew")
 
 
 def read_state(folder: Path) -> dict:

@@ -18,7 +18,13 @@ from .batching import Batch, balanced_batches, collate_packed, make_loader, shar
 from .data import IGNORE_INDEX, Example
 from .hardware import autocast, keep_freed_memory, pick_precision
 from .model import CausalLM
-from .runs import latest_checkpoint, read_checkpoint, read_state, write_checkpoint
+from .runs import (
+    check_checkpoint,
+    latest_checkpoint,
+    read_checkpoint,
+    read_state,
+    write_checkpoint,
+)
 
 
 @dataclass(frozen=True)
@@ -256,7 +262,8 @@ def train(
         The losses over the whole run, the part before a resumption included.
 
     Raises:
-        ValueError: if there are no examples, or a resumed run has other settings.
+        ValueError: if there are no examples, a resumed run has other settings or data, or its
+            checkpoint is damaged.
         FloatingPointError: if loss or gradient are not finite; the message names the step, the
             learning rate and the examples, and the checkpoint before stays.
     """
@@ -272,6 +279,7 @@ def train(
     scaler = torch.amp.GradScaler(device.type, enabled=half)
     history, done, data = History(), 0, fingerprint(examples)
     if resume and run_folder and (folder := latest_checkpoint(run_folder)):
+        check_checkpoint(folder)
         state = read_state(folder)
         if state["settings"] != asdict(settings) or state["data"] != data:
             raise ValueError(

@@ -7,8 +7,15 @@ import torch
 from supplementary import runs
 from supplementary.lora import add_lora
 from supplementary.model import CausalLM
-from supplementary.runs import latest_checkpoint, read_checkpoint, read_state, write_checkpoint
+from supplementary.runs import (
+    check_checkpoint,
+    latest_checkpoint,
+    read_checkpoint,
+    read_state,
+    write_checkpoint,
+)
 
+FILES = ("weights.safetensors", "optimizer.safetensors", "state.json", "sha256.json")
 STATE = {"step": 2, "settings": {"learning_rate": 0.1}, "history": [1.5, "Übung", None]}
 
 
@@ -87,7 +94,7 @@ def test_only_what_is_trained_is_written(tiny_model, tmp_path):
     weights = runs.read_tensors(folder / "weights.safetensors")
     assert len(weights) == 2 * 7 * 2
     assert all(name.endswith((".lora_A", ".lora_B")) for name in weights)
-    assert names_in(folder) == ["optimizer.safetensors", "state.json", "weights.safetensors"]
+    assert names_in(folder) == sorted(FILES)
 
 
 def test_newest_checkpoint_is_the_one_with_the_most_steps(trained, tmp_path):
@@ -137,6 +144,26 @@ def test_failed_write_leaves_the_checkpoint_before_and_no_half_one(trained, tmp_
     assert latest_checkpoint(tmp_path) == folder
     read_checkpoint(folder, *trained)
     assert read_state(folder) == STATE
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_every_missing_cut_or_flipped_byte_of_a_checkpoint_is_noticed(trained, tmp_path, name):
+    folder = write_checkpoint(tmp_path, 2, *trained, STATE)
+    check_checkpoint(folder)
+    assert names_in(folder) == sorted(FILES)
+    path = folder / name
+    whole = path.read_bytes()
+    middle = len(whole) // 2
+    flipped = whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :]
+    for damaged in (flipped, whole[:middle], b"", whole + b"\0"):
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"is damaged|is not valid JSON"):
+            check_checkpoint(folder)
+    path.unlink()
+    with pytest.raises(ValueError, match=rf"{name} is missing; remove .* and train anew"):
+        check_checkpoint(folder)
+    path.write_bytes(whole)
+    check_checkpoint(folder)
 
 
 def test_checkpoint_of_another_method_is_refused(trained, tiny_model, tmp_path):

@@ -524,7 +524,7 @@ def test_run_with_accumulation_and_unmasked_prompts_resumes_too(tiny_model, tmp_
 def test_run_is_not_resumed_with_other_settings(tiny_model, tmp_path, name, value):
     train(tiny_model, EXAMPLES, [], SETTINGS, tmp_path, stop_after=2)
     before = files_in(tmp_path)
-    assert len(before) == 3
+    assert len(before) == 4
     message = "checkpoint-000002 belongs to a run with other settings or data; give the same ones"
     with pytest.raises(ValueError, match=message):
         train(tiny_model, EXAMPLES, [], replace(SETTINGS, **{name: value}), tmp_path, resume=True)
@@ -554,6 +554,18 @@ def test_refused_resumption_leaves_the_model_as_it_was(tiny_model, tmp_path):
     before = weights_of(tiny_model)
     with pytest.raises(ValueError, match="belongs to a run with other settings or data"):
         train(tiny_model, EXAMPLES, [], replace(SETTINGS, seed=1), tmp_path, resume=True)
+    assert_same_weights(tiny_model, before)
+
+
+def test_a_flipped_bit_of_a_checkpoint_is_refused_and_the_model_stays(tiny_model, tmp_path):
+    train(copy.deepcopy(tiny_model), EXAMPLES, [], SETTINGS, tmp_path, stop_after=2)
+    path = latest_checkpoint(tmp_path) / "weights.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-100] ^= 1  # still a number, only another one
+    path.write_bytes(content)
+    before = weights_of(tiny_model)
+    with pytest.raises(ValueError, match=r"weights\.safetensors is damaged; remove .*-000002"):
+        train(tiny_model, EXAMPLES, [], SETTINGS, tmp_path, resume=True)
     assert_same_weights(tiny_model, before)
 
 

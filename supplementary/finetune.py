@@ -2,6 +2,7 @@
 
 import platform
 import shutil
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -66,6 +67,7 @@ def check_folder(run: RunSettings) -> None:
 
     Raises:
         ValueError: saying what the folder holds and which option helps.
+        OSError: if nothing can be written there.
     """
     out = run.out
     if out.exists() and not out.is_dir():
@@ -85,6 +87,12 @@ def check_folder(run: RunSettings) -> None:
         raise ValueError(
             f"{out} holds {', '.join(strange)}, which no run wrote; move it away first"
         )
+    there = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
+    try:
+        with tempfile.TemporaryFile(dir=there):
+            pass
+    except OSError as error:  # better now than at the first checkpoint
+        raise OSError(f"{there} cannot be written ({error}); give another --out") from error
 
 
 class _Clock:

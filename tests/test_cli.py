@@ -1,6 +1,7 @@
 """The command line, run as a user would, on a tiny random model."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -252,6 +253,29 @@ def interrupt_after_first_checkpoint(monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(module, "train", cut)
+
+
+@pytest.fixture
+def read_only(tmp_path):
+    """A folder in which nothing can be written, not even by root."""
+    folder = tmp_path / "read-only"
+    folder.mkdir()
+    folder.chmod(0o555)
+    if os.access(folder, os.W_OK):  # root, or Windows
+        folder = Path("/sys/kernel")
+    if not folder.is_dir():
+        pytest.skip("no folder is read-only here")
+    return folder
+
+
+def test_a_folder_that_cannot_be_written_is_named_before_anything_is_computed(
+    finetune, read_only, capsys
+):
+    for out in (read_only / "run", read_only / "new" / "run"):
+        assert finetune(out=out) == 1
+        printed = capsys.readouterr()
+        assert f"{read_only} cannot be written" in printed.err
+        assert "loading" not in printed.out
 
 
 def test_resume_without_a_checkpoint_is_refused(finetune, capsys):

@@ -46,16 +46,28 @@ if len(sys.argv) > 2:  # die in the middle of writing the checkpoint of that ste
         write(path, tensors)
     runs.write_tensors = write_and_die
 
+def on_step(row):
+    if len(sys.argv) > 3 and row["step"] == int(sys.argv[3]):  # no file can grow from there on
+        import resource
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2**14, resource.RLIM_INFINITY))
+
 print("begins", flush=True)
-train(model, examples, [], settings, Path(sys.argv[1]), True, on_step=lambda row: None)
+train(model, examples, [], settings, Path(sys.argv[1]), True, on_step=on_step)
 print("ends", flush=True)
 """
 
 
-def start(folder: Path, *dies_at: int) -> subprocess.Popen:
-    """Start or resume the run, and wait until its training begins."""
-    command = [sys.executable, "-c", CHILD, str(folder), *map(str, dies_at)]
-    child = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+def start(folder: Path, *faults: int) -> subprocess.Popen:
+    """Start or resume the run, and wait until its training begins.
+
+    Args:
+        folder: of the run.
+        faults: at most two: the step in whose checkpoint it dies (0 for none), and the step from
+            which on the disk is full.
+    """
+    command = [sys.executable, "-c", CHILD, str(folder), *map(str, faults)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE if faults else None}
+    child = subprocess.Popen(command, cwd=ROOT, text=True, **pipes)
     assert child.stdout.readline() == "begins\n"
     return child
 
@@ -122,6 +134,18 @@ def test_a_run_that_dies_while_it_writes_a_checkpoint_loses_nothing_before(
     assert child.returncode == 9
     last = latest_checkpoint(tmp_path)
     assert (last.name if last else None) == (f"checkpoint-{step - 1:06d}" if step > 1 else None)
+    finish(tmp_path)
+    assert_equal(tmp_path, untouched[0])
+
+
+@pytest.mark.skipif(os.name == "nt", reason="the size of files cannot be limited there")
+def test_a_run_whose_disk_is_full_says_so_and_goes_on_when_there_is_room(untouched, tmp_path):
+    """The limit on the size of a file fails a write in its middle, as a full disk does."""
+    with start(tmp_path, 0, 7) as child:
+        said = child.communicate()[1]
+    assert child.returncode == 1
+    assert "OSError: " in said and ".safetensors cannot be written" in said
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-000006"]
     finish(tmp_path)
     assert_equal(tmp_path, untouched[0])
 

@@ -51,8 +51,7 @@ def fetch_default_model() -> Path:
                 whole_file(path) as beside,
             ):
                 fetch(Path(folder), beside)
-                if sha256(beside) != GGUF_SHA256:
-                    raise OSError("the file that came has a wrong SHA-256")
+                _check_sha256(beside)
             return path
         except Exception as error:  # whatever one source does, the next one is tried
             reasons.append(f"from {name}: {error}")
@@ -62,6 +61,15 @@ def fetch_default_model() -> Path:
         + f"\nConnect to the network and try again, or copy the file to {path} "
         "(or to another folder that the environment variable WORKSHOP_CACHE names)."
     )
+
+
+def _check_sha256(path: Path) -> None:
+    if sha256(path) == GGUF_SHA256:
+        return
+    with path.open("rb") as file:
+        if file.read(256).lstrip().startswith(b"<"):
+            raise OSError("a web page came instead of the file; a proxy, or a page to sign in to")
+    raise OSError("the file that came has a wrong SHA-256")
 
 
 def _fetch_from_pypi(folder: Path, target: Path) -> None:

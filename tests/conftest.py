@@ -5,6 +5,7 @@ import json
 import os
 from pathlib import Path
 
+import nbformat
 import pytest
 import torch
 
@@ -35,6 +36,20 @@ def randomize(model: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
             else:
                 parameter.uniform_(0.5, 1.5, generator=generator)
     return model.eval()
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Say, after every run, of which cells the outputs were not compared."""
+    from .test_notebooks import NOTEBOOKS, SOLUTIONS, code_cells, excused
+
+    ran = {report.nodeid.split("::")[0] for report in terminalreporter.getreports("passed")}
+    terminalreporter.section("outputs that are not compared")
+    for path in NOTEBOOKS + SOLUTIONS:
+        name = path.relative_to(ROOT).as_posix()
+        if name in ran:
+            notebook = nbformat.read(path, as_version=4)
+            numbers = ", ".join(map(str, excused(notebook))) or "none"
+            terminalreporter.line(f"{name}: {numbers} of {len(code_cells(notebook))}")
 
 
 @pytest.fixture(scope="session")

@@ -43,13 +43,14 @@ def pytest_terminal_summary(terminalreporter):
     from .test_notebooks import NOTEBOOKS, SOLUTIONS, code_cells, excused
 
     ran = {report.nodeid.split("::")[0] for report in terminalreporter.getreports("passed")}
-    terminalreporter.section("outputs that are not compared")
-    for path in NOTEBOOKS + SOLUTIONS:
+    paths = [p for p in NOTEBOOKS + SOLUTIONS if p.relative_to(ROOT).as_posix() in ran]
+    if paths:
+        terminalreporter.section("cells whose outputs are not compared")
+    for path in paths:
+        notebook = nbformat.read(path, as_version=4)
+        numbers = ", ".join(map(str, excused(notebook))) or "none"
         name = path.relative_to(ROOT).as_posix()
-        if name in ran:
-            notebook = nbformat.read(path, as_version=4)
-            numbers = ", ".join(map(str, excused(notebook))) or "none"
-            terminalreporter.line(f"{name}: {numbers} of {len(code_cells(notebook))}")
+        terminalreporter.line(f"{name}: {numbers} of {len(code_cells(notebook))}")
 
 
 @pytest.fixture(scope="session")
@@ -64,7 +65,7 @@ def gguf_reader():
 def pretrained(gguf_reader):
     """The workshop's model and tokenizer; no test may change them."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("gguf.GGUFReader", lambda path: gguf_reader)
+        patch.setattr("supplementary.gguf_files.open_gguf", lambda path: gguf_reader)
         return load_pretrained()
 
 

@@ -9,8 +9,9 @@ import torch
 
 from supplementary.checkpoints import load_pretrained
 from supplementary.data import DATA, encode_prompt, load_entries, split_entries
+from supplementary.download import fetch_default_model
 from supplementary.generation import respond
-from supplementary.gguf_files import export_gguf, read_gguf
+from supplementary.gguf_files import export_gguf, open_gguf, read_gguf
 from supplementary.lora import add_lora
 from supplementary.model import CausalLM
 from supplementary.prompts import prompt_pieces
@@ -203,6 +204,17 @@ def test_a_gguf_file_without_a_field_is_refused_and_the_field_is_named(write_ggu
     path, _ = write_gguf(before_writing=lambda writer: writer.kv_data[0].pop(key))
     with pytest.raises(ValueError, match=rf"tiny\.gguf.*{key}"):
         load_pretrained(path)
+
+
+def test_the_plain_reader_finds_what_the_library_finds(gguf_reader):
+    reader = open_gguf(fetch_default_model())
+    assert type(reader.data) is np.ndarray and isinstance(gguf_reader.data, np.memmap)
+    assert list(reader.fields) == list(gguf_reader.fields)
+    for name, field in reader.fields.items():
+        assert field.contents() == gguf_reader.fields[name].contents(), name
+    for ours, theirs in zip(reader.tensors, gguf_reader.tensors, strict=True):
+        assert (ours.name, ours.tensor_type) == (theirs.name, theirs.tensor_type)
+        assert np.array_equal(ours.data, theirs.data)
 
 
 def test_the_workshops_model_has_the_sizes_of_smollm2_135m(pretrained):

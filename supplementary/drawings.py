@@ -22,27 +22,29 @@ def draw_pipeline(here: int) -> str:
     Returns:
         SVG, with a title and a description for those who cannot see it.
     """
-    names, width = list(STAGES), 136 * len(STAGES) + 12
+    names, width = list(STAGES), 108 * len(STAGES) + 12  # as wide as a notebook beside a sidebar
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} 84" width="{width}" '
-        'height="84" role="img" aria-labelledby="title desc" font-family="sans-serif" '
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} 96" width="{width}" '
+        'height="96" role="img" aria-labelledby="title desc" font-family="sans-serif" '
         'text-anchor="middle">',
         f'<title id="title">You are in notebook {here}, {names[here - 1]}</title>',
         '<desc id="desc">The way through the course, from left to right: '
         + "; ".join(f"{i} {name}, {text}" for i, (name, text) in enumerate(STAGES.items(), 1))
         + ".</desc>",
-        f'<rect width="{width}" height="84" rx="8" fill="white"/>',
+        f'<rect width="{width}" height="96" rx="8" fill="white"/>',
     ]
     for i, (name, text) in enumerate(STAGES.items(), 1):
-        left, middle = 136 * i - 124, 136 * i - 62
+        left, middle = 108 * i - 96, 108 * i - 48
+        takes, gives = text.split(" to ")
         fill, ink = (COLOURS["blue"], "white") if i == here else ("white", "#1a1a1a")
         parts += [
-            f'<rect x="{left}" y="14" width="124" height="56" rx="6" fill="{fill}" '
+            f'<rect x="{left}" y="12" width="96" height="72" rx="6" fill="{fill}" '
             f'stroke="{COLOURS["blue" if i == here else "grey"]}" stroke-width="1.5"/>',
-            f'<text x="{middle}" y="38" font-size="15" font-weight="bold" fill="{ink}">'
+            f'<text x="{middle}" y="36" font-size="13" font-weight="bold" fill="{ink}">'
             f"{i} {name}</text>",
-            f'<text x="{middle}" y="57" font-size="12" fill="{ink}">{text}</text>',
+            f'<text x="{middle}" y="56" font-size="12" fill="{ink}">{takes}</text>',
+            f'<text x="{middle}" y="72" font-size="12" fill="{ink}">to {gives}</text>',
         ]
         if i > 1:
-            parts.append(f'<path d="M{left - 9} 37 l6 5 l-6 5 z" fill="#1a1a1a"/>')
+            parts.append(f'<path d="M{left - 9} 43 l6 5 l-6 5 z" fill="#1a1a1a"/>')
     return "".join([*parts, "</svg>"])

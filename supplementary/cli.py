@@ -28,6 +28,9 @@ def main(arguments: list[str] | None = None) -> int:
     except (OSError, ValueError, FloatingPointError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except ImportError as error:  # of a package that this command alone needs
+        print(f"error: {error}; `python -m supplementary doctor` names a remedy", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
         return 130

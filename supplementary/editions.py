@@ -1,17 +1,26 @@
-"""Other editions of the notebooks: code and headings alone, to recall what the prose said."""
+"""Other editions of the notebooks: code and headings alone, to recall what the prose said.
+
+`nbformat` comes with JupyterLab. It is imported where it is used, so that the command line also
+works on a server or in Colab, where nobody installed it.
+"""
+
+from __future__ import annotations
 
 from pathlib import Path
-
-import nbformat
-from nbformat import NotebookNode
+from typing import TYPE_CHECKING
 
 from .files import whole_folder
+
+if TYPE_CHECKING:
+    from nbformat import NotebookNode
 
 NOTEBOOKS = Path(__file__).resolve().parent.parent / "notebooks"
 
 
 def strip_prose(notebook: NotebookNode) -> NotebookNode:
     """Return a copy without prose and outputs: the headings and the code are left."""
+    import nbformat
+
     cells = []
     for cell in notebook.cells:
         if cell.cell_type == "code":
@@ -37,6 +46,8 @@ def write_recall_edition(out: Path, notebooks: Path = NOTEBOOKS) -> list[Path]:
     Raises:
         FileExistsError: if `out` holds anything but notebooks.
     """
+    import nbformat
+
     paths = sorted(notebooks.glob("*.ipynb"))
     with whole_folder(out, replaces=("*.ipynb",)) as beside:
         for path in paths:

@@ -1,6 +1,7 @@
 """Imports point one way, and the module does nothing when it is imported."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +9,8 @@ from pathlib import Path
 import nbformat
 import pytest
 from IPython.core.inputtransformer2 import TransformerManager
+
+from .colab import ON_COLAB
 
 MODULE = Path(__file__).resolve().parent.parent / "supplementary"
 # Each file may import only files that stand before it.
@@ -44,6 +47,30 @@ def test_imports_point_one_way(path):
     assert name in RANK, f"give {name} its place in ORDER"
     wrong = [other for other in imported(path) if RANK[other] >= RANK[name]]
     assert wrong == [], f"{name} may not import {wrong}"
+
+
+def imported_at_once(body: list[ast.stmt]) -> set[str]:
+    """Name the packages that are imported with a file, those within its functions left out."""
+    names = set()
+    for node in body:
+        if isinstance(node, ast.Import):
+            names |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            names.add(node.module.split(".")[0])
+        elif isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            continue
+        elif not isinstance(node, ast.FunctionDef):
+            names |= imported_at_once(list(ast.iter_child_nodes(node)))
+    return names
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_a_file_needs_only_what_colab_and_the_set_up_cell_offer(path):
+    set_up = nbformat.read(NOTEBOOKS[0], as_version=4).cells
+    installs = re.search(r"!pip install --quiet ([a-z_ ]+)", str(set_up)).group(1).split()
+    offered = {*installs, *ON_COLAB, "IPython", *sys.stdlib_module_names}
+    needed = imported_at_once(ast.parse(path.read_text(encoding="utf-8")).body)
+    assert needed <= offered, "import it in the function that uses it, or let the cell install it"
 
 
 def test_importing_prints_nothing_and_chooses_nothing():

@@ -1,5 +1,7 @@
 """The edition for recall has the code and the headings, and nothing else."""
 
+import sys
+
 import nbformat
 
 from supplementary.cli import main
@@ -29,3 +31,11 @@ def test_an_edition_replaces_an_earlier_one_and_nothing_else(tmp_path, capsys):
     assert main(["recall", "--out", str(out)]) == 1
     assert "notes.txt" in capsys.readouterr().err
     assert (out / "notes.txt").read_text(encoding="utf-8") == "mine"
+
+
+def test_without_nbformat_the_error_names_it_and_a_remedy(tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "nbformat", None)
+    assert main(["recall", "--out", str(tmp_path / "recall")]) == 1
+    message = capsys.readouterr().err
+    assert "nbformat" in message and "doctor" in message
+    assert not (tmp_path / "recall").exists()

@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from supplementary import generation
 from supplementary.adapters import ADAPTER, load_adapter
 from supplementary.cards import LIBRARIES, model_card
 from supplementary.checkpoints import load_pretrained
@@ -24,6 +25,12 @@ from supplementary.lora import merge_lora
 from .comparing import difference, logits_of
 
 ENTRY = {"instruction": "Say the number 3.", "input": "", "output": ""}
+
+
+@pytest.fixture(autouse=True)
+def float32(monkeypatch):
+    """Let the run answer in the precision of those that it is compared with."""
+    monkeypatch.setattr(generation, "pick_precision", lambda device: torch.float32)
 
 
 @pytest.fixture(scope="module")

@@ -26,6 +26,9 @@ from .runs import (
     write_checkpoint,
 )
 
+# For float16. With PyTorch's own 65,536 the first gradient overflows, and the step is left out.
+_LOSS_SCALE = 1024.0
+
 
 @dataclass(frozen=True)
 class TrainSettings:
@@ -276,7 +279,7 @@ def train(
     if device.type == "cpu":
         keep_freed_memory()
     half = pick_precision(device) == torch.float16
-    scaler = torch.amp.GradScaler(device.type, enabled=half)
+    scaler = torch.amp.GradScaler(device.type, init_scale=_LOSS_SCALE, enabled=half)
     history, done, data = History(), 0, fingerprint(examples)
     if resume and run_folder and (folder := latest_checkpoint(run_folder)):
         check_checkpoint(folder)

@@ -15,7 +15,7 @@ from supplementary.files import read_json
 from supplementary.generation import generate
 from supplementary.lora import add_lora
 from supplementary.model import CausalLM
-from supplementary.runs import latest_checkpoint
+from supplementary.runs import latest_checkpoint, read_state
 from supplementary.training import (
     TrainSettings,
     learning_rate_at,
@@ -711,3 +711,48 @@ def test_parts_make_the_same_step_as_the_whole_batch_in_bfloat16(tiny_model, bfl
         parts = list(packed_loader(EXAMPLES, batches))
         steps.append(train_step(model, make_optimizer(model, SETTINGS), parts, SETTINGS)[:2])
     assert steps[0] == pytest.approx(steps[1], rel=0.02)
+
+
+# float16: the loss is scaled
+
+
+@pytest.fixture
+def float16(monkeypatch):
+    monkeypatch.setattr(training, "pick_precision", lambda device: torch.float16)
+
+
+def test_a_run_in_float16_takes_every_step_and_stays_close_to_float32(tiny_model, monkeypatch):
+    losses = {}
+    for precision in (torch.float32, torch.float16):
+        monkeypatch.setattr(training, "pick_precision", lambda device, kind=precision: kind)
+        history = train(copy.deepcopy(tiny_model), EXAMPLES, [], SETTINGS)
+        assert all(math.isfinite(row["grad_norm"]) for row in history.steps)
+        losses[precision] = [row["loss"] for row in history.steps]
+    assert losses[torch.float16] == pytest.approx(losses[torch.float32], rel=0.01)
+    assert losses[torch.float16] != losses[torch.float32]
+
+
+@pytest.mark.parametrize("scale", [1024.0, 2.0**18])
+def test_a_run_in_float16_resumes_with_its_scale(tiny_model, tmp_path, monkeypatch, float16, scale):
+    monkeypatch.setattr(training, "_LOSS_SCALE", scale)
+    whole, resumed = copy.deepcopy(tiny_model), copy.deepcopy(tiny_model)
+    expected = train(whole, EXAMPLES, [], SETTINGS, tmp_path / "whole")
+    train(resumed, EXAMPLES, [], SETTINGS, tmp_path / "stopped", stop_after=3)
+    history = train(resumed, EXAMPLES, [], SETTINGS, tmp_path / "stopped", resume=True)
+    found, wanted = without_seconds(history.steps), without_seconds(expected.steps)
+    assert repr(found) == repr(wanted)  # a gradient that overflows may have a nan as its norm
+    assert_same_weights(resumed, weights_of(whole))
+
+
+def test_a_step_that_overflows_in_float16_is_left_out_and_the_run_goes_on(
+    tiny_model, tmp_path, monkeypatch, float16
+):
+    monkeypatch.setattr(training, "_LOSS_SCALE", 2.0**18)
+    before = weights_of(tiny_model)
+    first = train(tiny_model, EXAMPLES, [], SETTINGS, tmp_path, stop_after=1).steps[0]
+    assert math.isfinite(first["loss"]) and not math.isfinite(first["grad_norm"])
+    assert_same_weights(tiny_model, before)
+    assert read_state(latest_checkpoint(tmp_path))["scaler"]["scale"] == 2.0**17
+    history = train(tiny_model, EXAMPLES, [], SETTINGS, tmp_path, resume=True)
+    assert math.isfinite(history.steps[-1]["grad_norm"])
+    assert any(not torch.equal(p, before[name]) for name, p in weights_of(tiny_model).items())

@@ -1,5 +1,9 @@
 """Drawings as SVG, for what no plot shows."""
 
+from pathlib import Path
+from textwrap import fill
+from xml.etree import ElementTree
+
 from .plots import COLOURS
 
 STAGES = {  # what each notebook takes and gives
@@ -13,14 +17,44 @@ STAGES = {  # what each notebook takes and gives
 }
 
 
-def draw_pipeline(here: int) -> str:
+class Drawing:
+    """An SVG for a notebook, read as its title and description wherever SVG is not shown.
+
+    That is in JupyterLab in a notebook that came from elsewhere and was not run yet, in a
+    terminal, and for those who cannot see it.
+
+    Args:
+        svg: the drawing, which has to hold a title and a description.
+    """
+
+    def __init__(self, svg: str):
+        self.svg = svg
+        root = ElementTree.fromstring(svg)
+        texts = [root.findtext(f"{{http://www.w3.org/2000/svg}}{tag}") for tag in ("title", "desc")]
+        if not all(texts):
+            raise ValueError("a drawing needs a <title> and a <desc>, for those who cannot see it")
+        self.title, self.description = texts
+
+    def _repr_svg_(self) -> str:
+        return self.svg
+
+    def __repr__(self) -> str:
+        return fill(f"[drawing] {self.title}. {self.description}", width=88)
+
+
+def open_drawing(path: str | Path) -> Drawing:
+    """Return the drawing in the SVG file `path`."""
+    return Drawing(Path(path).read_text(encoding="utf-8"))
+
+
+def draw_pipeline(here: int) -> Drawing:
     """Draw the notebooks of the course as boxes in a row, the one that you are in filled.
 
     Args:
         here: the notebook's number, from 1.
 
     Returns:
-        SVG, with a title and a description for those who cannot see it.
+        The drawing, which shows itself when it is a cell's last expression.
     """
     names, width = list(STAGES), 108 * len(STAGES) + 12  # as wide as a notebook beside a sidebar
     parts = [
@@ -47,4 +81,4 @@ def draw_pipeline(here: int) -> str:
         ]
         if i > 1:
             parts.append(f'<path d="M{left - 9} 43 l6 5 l-6 5 z" fill="#1a1a1a"/>')
-    return "".join([*parts, "</svg>"])
+    return Drawing("".join([*parts, "</svg>"]))

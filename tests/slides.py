@@ -22,7 +22,7 @@ def slide_types(notebook: NotebookNode) -> list[str]:
     for number, cell in enumerate(notebook.cells):
         prose = cell.cell_type == "markdown"
         section = prose and cell.source.startswith(("# ", "## "))
-        begun = begun or (number > 1 and (section or "SVG(" in cell.source))
+        begun = begun or (number > 1 and (section or "draw_pipeline(here=" in cell.source))
         if number < 2 or (section and begun):
             types.append("slide")
         elif not begun:
